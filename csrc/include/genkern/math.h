@@ -1,0 +1,109 @@
+// Elementary functions on plain numbers, without branches, so that a loop over them vectorises.
+//
+// float: own polynomials. double: the C library's functions, whose speed no op here depends on.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "genkern/host_device.h"
+#include "genkern/normal.h"
+
+namespace genkern {
+
+// a * b + c, fused where the target has the instruction. Unlike in normal.h no bits are promised,
+// and a software fma would cost more than all the rest.
+GENKERN_HD float madd(float a, float b, float c) {
+#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return ScalarLanes::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+GENKERN_HD double madd(double a, double b, double c) { return a * b + c; }
+
+// lo <= x <= hi, NaN kept.
+template <class T>
+GENKERN_HD T clamp(T x, T lo, T hi) {
+  return x < lo ? lo : (x > hi ? hi : x);
+}
+
+// e^x within 1.1 ulp, with overflow to infinity, gradual underflow and NaN kept.
+GENKERN_HD float exp(float x) {
+  // Beyond [-104, 89] the result is 0 or infinite all the same; the bounds keep n in range.
+  const float y = clamp(x, -104.0f, 89.0f);
+  // n = round(y / ln 2) by the 1.5 * 2^23 trick; ln 2 in two parts (Cody and Waite), the first
+  // with 15 significant bits so that n times it is exact.
+  const float shifted = madd(y, 0x1.715476p+0f, 12582912.0f);
+  const float n = shifted - 12582912.0f;
+  const float r = madd(n, -0x1.7f7d1cp-20f, madd(n, -0x1.62e4p-1f, y));
+  // (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, minimax relative to e^r: 0.05 * 2^-24.
+  float p = 0.001381459878757596f;
+  p = madd(p, r, 0.008368716575205326f);
+  p = madd(p, r, 0.04166838899254799f);
+  p = madd(p, r, 0.1666652113199234f);
+  p = madd(p, r, 0.4999999403953552f);
+  p = madd(p * r, r, r) + 1.0f;
+  // 2^n in two factors: n reaches -150 and 128, which one exponent field does not hold.
+  const int32_t k = static_cast<int32_t>(ScalarLanes::as_uint(shifted) - 0x4b400000u);
+  const int32_t half = k >> 1;
+  const float scale1 = ScalarLanes::as_float(static_cast<uint32_t>(half + 127) << 23);
+  const float scale2 = ScalarLanes::as_float(static_cast<uint32_t>(k - half + 127) << 23);
+  return (p * scale1) * scale2;
+}
+GENKERN_HD double exp(double x) { return ::exp(x); }
+
+// e^x for x <= 88, saturated at e^88 above: never infinite, so 0 times it is 0.
+GENKERN_HD float exp_saturated(float x) { return exp(x > 88.0f ? 88.0f : x); }
+GENKERN_HD double exp_saturated(double x) { return ::exp(x > 709.0 ? 709.0 : x); }
+
+// expm1(x) - x = x^2 / 2 + x^3 / 6 + ..., given e = e^x. It cancels near 0, hence the series.
+GENKERN_HD float expm1_minus(float x, float e) {
+  // Minimax in relative error (0.41 * 2^-24) on |x| < 1/2.
+  float p = 0.0001987562864087522f;
+  p = madd(p, x, 0.0013981997035443783f);
+  p = madd(p, x, 0.008333452045917511f);
+  p = madd(p, x, 0.04166579619050026f);
+  p = madd(p, x, 0.1666666567325592f);
+  p = madd(p, x, 0.5f);
+  const float series = x * x * p;
+  const float direct = e - 1.0f - x;
+  return x > -0.5f && x < 0.5f ? series : direct;
+}
+GENKERN_HD double expm1_minus(double x, double e) {
+  // Taylor to x^15 / 15!: the next term is below 2^-53 of the sum on |x| < 1/2.
+  double p = 1.0 / 1307674368000.0;
+  p = madd(p, x, 1.0 / 87178291200.0);
+  p = madd(p, x, 1.0 / 6227020800.0);
+  p = madd(p, x, 1.0 / 479001600.0);
+  p = madd(p, x, 1.0 / 39916800.0);
+  p = madd(p, x, 1.0 / 3628800.0);
+  p = madd(p, x, 1.0 / 362880.0);
+  p = madd(p, x, 1.0 / 40320.0);
+  p = madd(p, x, 1.0 / 5040.0);
+  p = madd(p, x, 1.0 / 720.0);
+  p = madd(p, x, 1.0 / 120.0);
+  p = madd(p, x, 1.0 / 24.0);
+  p = madd(p, x, 1.0 / 6.0);
+  p = madd(p, x, 0.5);
+  const double series = x * x * p;
+  const double direct = e - 1.0 - x;
+  return x > -0.5 && x < 0.5 ? series : direct;
+}
+
+// log(1 + e) for e in [0, 1], within 2 ulp.
+GENKERN_HD float log1p_exp(float e) {
+  // log(1 + e) = 2 atanh(s) with s = e / (2 + e) <= 1/3; 2 atanh(s) / s in powers of s^2, minimax
+  // in relative error (0.07 * 2^-24).
+  const float s = e / (2.0f + e);
+  const float q = s * s;
+  float p = 0.2817833125591278f;
+  p = madd(p, q, 0.27960604429244995f);
+  p = madd(p, q, 0.40024909377098083f);
+  p = madd(p, q, 0.6666631698608398f);
+  p = madd(p, q, 2.0f);
+  return p * s;
+}
+GENKERN_HD double log1p_exp(double e) { return ::log1p(e); }
+
+}  // namespace genkern

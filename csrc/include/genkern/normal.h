@@ -1,0 +1,199 @@
+// Uniform and normal numbers from Philox words.
+//
+// The float32 normal is one fixed sequence of IEEE-754 binary32 multiplications, additions, fused
+// multiply-adds and square roots, each correctly rounded, so every device and instruction set that
+// runs it gets the same bits. It is written once, over `Lanes`: a type that names a float vector F,
+// an unsigned 32-bit vector U and the handful of operations C++ has no operator for. Compile it
+// without contraction (-ffp-contract=off, -fmad=false): the only fused operations are the ones
+// written as fma.
+//
+// Box and Muller, "A note on the generation of random normal deviates", Ann. Math. Stat. 29 (1958).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "genkern/host_device.h"
+#include "genkern/philox.h"
+
+namespace genkern {
+
+// One number at a time, on the host or on a CUDA device.
+struct ScalarLanes {
+  using F = float;
+  using U = uint32_t;
+
+  static GENKERN_HD F to_float(U x) {
+#if defined(__CUDA_ARCH__)
+    return __uint2float_rn(x);
+#else
+    return static_cast<float>(x);
+#endif
+  }
+  static GENKERN_HD F signed_to_float(U x) {
+#if defined(__CUDA_ARCH__)
+    return __int2float_rn(static_cast<int32_t>(x));
+#else
+    return static_cast<float>(static_cast<int32_t>(x));
+#endif
+  }
+  static GENKERN_HD F fma(F a, F b, F c) {
+#if defined(__CUDA_ARCH__)
+    return __fmaf_rn(a, b, c);
+#else
+    return std::fma(a, b, c);
+#endif
+  }
+  static GENKERN_HD F sqrt(F a) {
+#if defined(__CUDA_ARCH__)
+    return __fsqrt_rn(a);
+#else
+    return std::sqrt(a);
+#endif
+  }
+  static GENKERN_HD F as_float(U x) {
+#if defined(__CUDA_ARCH__)
+    return __uint_as_float(x);
+#else
+    F f;
+    std::memcpy(&f, &x, sizeof f);
+    return f;
+#endif
+  }
+  static GENKERN_HD U as_uint(F f) {
+#if defined(__CUDA_ARCH__)
+    return __float_as_uint(f);
+#else
+    U x;
+    std::memcpy(&x, &f, sizeof x);
+    return x;
+#endif
+  }
+  static GENKERN_HD F broadcast(float f) { return f; }
+  static GENKERN_HD U shift_right_signed(U x, int n) {
+    return static_cast<U>(static_cast<int32_t>(x) >> n);
+  }
+  // a where the sign bit of `mask` is clear, b where it is set.
+  static GENKERN_HD F select(U mask, F a, F b) { return static_cast<int32_t>(mask) < 0 ? b : a; }
+};
+
+// (x + 1/2) 2^-32, rounded twice: in (0, 1], never 0, so the logarithm is finite.
+template <class L>
+GENKERN_HD typename L::F unit_interval(typename L::U x) {
+  return L::fma(L::to_float(x), L::broadcast(0x1p-32f), L::broadcast(0x1p-33f));
+}
+
+// sqrt(-2 ln u) for u = unit_interval(x). Within 1.6 ulp of the exact value at that u.
+template <class L>
+GENKERN_HD typename L::F radius(typename L::U x) {
+  using F = typename L::F;
+  using U = typename L::U;
+  const auto c = [](float f) { return L::broadcast(f); };
+  // u = 2^e m with m in [sqrt(1/2), sqrt(2)): 0x3f3504f3 are the bits of sqrt(1/2) rounded down.
+  const U bits = L::as_uint(unit_interval<L>(x)) - 0x3f3504f3u;
+  const F e = L::signed_to_float(L::shift_right_signed(bits, 23));
+  const F f = L::as_float((bits & 0x007fffffu) + 0x3f3504f3u) - c(1.0f);
+  // -2 log1p(f) / f, minimax in relative error (0.51 * 2^-24) on [sqrt(1/2) - 1, sqrt(2) - 1],
+  // each coefficient rounded before the next ones were fitted.
+  F p = c(-0x1.66033ap-3f);
+  p = L::fma(p, f, c(0x1.251124p-2f));
+  p = L::fma(p, f, c(-0x1.317ee4p-2f));
+  p = L::fma(p, f, c(0x1.535aaap-2f));
+  p = L::fma(p, f, c(-0x1.98d33p-2f));
+  p = L::fma(p, f, c(0x1.0004aep-1f));
+  p = L::fma(p, f, c(-0x1.5556f2p-1f));
+  p = L::fma(p, f, c(0x1.fffffap-1f));
+  p = L::fma(p, f, c(-2.0f));
+  // -2 ln u = -2 ln 2 e + p f; 0x1.62e43p0 is 2 ln 2.
+  return L::sqrt(L::fma(e, c(-0x1.62e43p+0f), p * f));
+}
+
+// cos(2 pi v) and sin(2 pi v) for v = unit_interval(y). Within 1.6 ulp of the exact values there.
+template <class L>
+GENKERN_HD void angle(typename L::U y, typename L::F& cosine, typename L::F& sine) {
+  using F = typename L::F;
+  using U = typename L::U;
+  const auto c = [](float f) { return L::broadcast(f); };
+  const F v = unit_interval<L>(y);
+  // q, the nearest quarter turn, stands in the low bits of 1.5 * 2^23 + 4 v; v - q / 4 is exact.
+  const F shifted = L::fma(v, c(4.0f), c(12582912.0f));
+  const U q = L::as_uint(shifted);
+  const F f = L::fma(shifted - c(12582912.0f), c(-0.25f), v);
+  const F g = f * f;
+  // sin(2 pi f) / f and (cos(2 pi f) - 1) / f^2 on |f| <= 1/8, minimax in the relative error of
+  // the sine (0.47 * 2^-24) and of the cosine (0.66 * 2^-24).
+  F s = c(-0x1.32f65cp+6f);
+  s = L::fma(s, g, c(0x1.467fdcp+6f));
+  s = L::fma(s, g, c(-0x1.4abc22p+5f));
+  s = L::fma(s, g, c(0x1.921fb6p+2f)) * f;
+  F t = c(-0x1.4e7962p+6f);
+  t = L::fma(t, g, c(0x1.03b05ap+6f));
+  t = L::fma(t, g, c(-0x1.3bd39cp+4f));
+  t = L::fma(t, g, c(1.0f));
+  // Quarter turns: odd q swaps the two; bit 1 of q negates the sine, bit 1 of q + 1 the cosine.
+  const U half = q << 30;
+  const U odd = half + half;
+  sine = L::as_float(L::as_uint(L::select(odd, s, t)) ^ (half & 0x80000000u));
+  cosine = L::as_float(L::as_uint(L::select(odd, t, s)) ^ ((half ^ odd) & 0x80000000u));
+}
+
+// The two normals of a pair of words: r cos 2 pi v and r sin 2 pi v.
+template <class L>
+GENKERN_HD void box_muller(typename L::U x, typename L::U y, typename L::F& a,
+                           typename L::F& b) {
+  const typename L::F r = radius<L>(x);
+  typename L::F cosine, sine;
+  angle<L>(y, cosine, sine);
+  a = r * cosine;
+  b = r * sine;
+}
+
+struct Normals {
+  float z[4];
+};
+
+GENKERN_HD Normals normal4(Words b) {
+  Normals n;
+  box_muller<ScalarLanes>(b.w[0], b.w[1], n.z[0], n.z[1]);
+  box_muller<ScalarLanes>(b.w[2], b.w[3], n.z[2], n.z[3]);
+  return n;
+}
+
+// Low 24 bits times 2^-24: exact, in [0, 1).
+GENKERN_HD float uniform_float(uint32_t w) {
+  return static_cast<float>(w & 0x00ffffffu) * 0x1p-24f;
+}
+
+// ---- float64: two words a number, two numbers a block -------------------------------------------
+
+GENKERN_HD uint64_t join(uint32_t high, uint32_t low) {
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+
+// Low 53 bits times 2^-53: exact, in [0, 1).
+GENKERN_HD double uniform_double(uint32_t high, uint32_t low) {
+  return static_cast<double>(join(high, low) & 0x1fffffffffffffULL) * 0x1p-53;
+}
+
+struct Normals64 {
+  double z[2];
+};
+
+// u = (X + 1/2) 2^-64 and v = (Y + 1/2) 2^-64 carry 65 bits. Above 1/2 the logarithm is taken as
+// log1p(-(1 - u)), whose argument keeps full relative precision, and the angle is reduced to
+// [-pi/4, pi/4] in integers before it is rounded: relative error stays at the rounding level.
+GENKERN_HD Normals64 normal2(Words b) {
+  const uint64_t x = join(b.w[0], b.w[1]), y = join(b.w[2], b.w[3]);
+  const bool upper = x >> 63;
+  const double u = std::fma(static_cast<double>(upper ? ~x : x), 0x1p-64, 0x1p-65);
+  const double r = std::sqrt(-2.0 * (upper ? std::log1p(-u) : std::log(u)));
+  const uint64_t q = (y + (1ULL << 61)) >> 62;  // modulo 4: y + 2^61 may wrap to quarter turn 0
+  const double f = static_cast<double>(static_cast<int64_t>(y - (q << 62))) + 0.5;
+  const double theta = f * (6.283185307179586476925 * 0x1p-64);
+  const double s = std::sin(theta), c = std::cos(theta);
+  const double cosine = q & 1 ? s : c, sine = q & 1 ? c : s;
+  return {{r * ((q + 1) & 2 ? -cosine : cosine), r * (q & 2 ? -sine : sine)}};
+}
+
+}  // namespace genkern

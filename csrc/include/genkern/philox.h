@@ -1,0 +1,64 @@
+// Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+//
+// Block i of the stream with key (seed, offset) has the counter words (lo, hi) of
+// (offset + i) mod 2^64, then 0, 0, and the key words (lo, hi) of seed. PyTorch's stateless
+// generator numbers its blocks the same way.
+#pragma once
+
+#include <cstdint>
+
+#include "genkern/host_device.h"
+
+namespace genkern {
+
+// The multipliers and the key increments (golden ratio, sqrt(3) - 1) of the paper, section 3.
+constexpr uint32_t kPhiloxM0 = 0xD2511F53;
+constexpr uint32_t kPhiloxM1 = 0xCD9E8D57;
+constexpr uint32_t kPhiloxW0 = 0x9E3779B9;
+constexpr uint32_t kPhiloxW1 = 0xBB67AE85;
+constexpr int kPhiloxRounds = 10;
+
+struct Key {
+  uint64_t seed, offset;
+};
+
+struct Words {
+  uint32_t w[4];
+};
+
+GENKERN_HD Words philox(const uint32_t (&counter)[4], const uint32_t (&key)[2]) {
+  uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
+  uint32_t k0 = key[0], k1 = key[1];
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint64_t p0 = static_cast<uint64_t>(kPhiloxM0) * c0;
+    const uint64_t p1 = static_cast<uint64_t>(kPhiloxM1) * c2;
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    c1 = static_cast<uint32_t>(p1);
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c3 = static_cast<uint32_t>(p0);
+    k0 += kPhiloxW0;
+    k1 += kPhiloxW1;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// Block `index` of a key's stream.
+GENKERN_HD Words philox_block(Key key, uint64_t index) {
+  const uint64_t n = key.offset + index;
+  const uint32_t counter[4] = {static_cast<uint32_t>(n), static_cast<uint32_t>(n >> 32), 0, 0};
+  const uint32_t words[2] = {static_cast<uint32_t>(key.seed),
+                             static_cast<uint32_t>(key.seed >> 32)};
+  return philox(counter, words);
+}
+
+// Child `index` of a key: `split(key, n)[index]`.
+GENKERN_HD Key fold_in(Key key, uint64_t index) {
+  const Words b = philox_block(key, index);
+  return {b.w[0] | static_cast<uint64_t>(b.w[1]) << 32,
+          b.w[2] | static_cast<uint64_t>(b.w[3]) << 32};
+}
+
+}  // namespace genkern

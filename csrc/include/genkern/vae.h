@@ -1,0 +1,106 @@
+// The VAE family, one element at a time, in float or double. Equations: docs/vae.md.
+//
+// N(mu, e^l) is the posterior, l its log-variance clamped to [logvar_min, logvar_max];
+// N(m2, e^lv2) is the prior.
+#pragma once
+
+#include "genkern/host_device.h"
+#include "genkern/math.h"
+
+namespace genkern {
+
+template <class T>
+struct LogvarClamp {
+  T min, max;
+  GENKERN_HD T operator()(T logvar) const { return clamp(logvar, min, max); }
+  // 1 inside and at the bounds, 0 outside; NaN counts as inside.
+  GENKERN_HD T gradient(T logvar) const { return logvar < min || logvar > max ? T(0) : T(1); }
+};
+
+// z = mu + e^(l / 2) eps: Kingma and Welling, arXiv:1312.6114, section 2.4.
+template <class T>
+GENKERN_HD T standard_deviation(T l) {
+  return exp(T(0.5) * l);
+}
+template <class T>
+GENKERN_HD T reparameterise(T mu, T sigma, T eps) {
+  return madd(sigma, eps, mu);
+}
+
+// KL(N(mu, e^l) || N(m2, e^lv2)) = 1/2 (s^2 + expm1(d) - d), d = l - lv2, s = (mu - m2) e^(-lv2/2),
+// with the derivatives its gradients need.
+template <class T>
+struct Kl {
+  T value;   // never negative
+  T mu;      // d value / d mu = -d value / d m2
+  T logvar;  // d value / d l = 1/2 expm1(d)
+  T prior_logvar;
+};
+
+// Against N(0, 1), given sigma = e^(l/2).
+template <class T>
+GENKERN_HD Kl<T> kl_standard(T mu, T l, T sigma) {
+  const T g = expm1_minus(l, sigma * sigma);
+  const T derivative = T(0.5) * (l + g);
+  return {T(0.5) * madd(mu, mu, g), mu, derivative, -madd(T(0.5) * mu, mu, derivative)};
+}
+
+template <class T>
+GENKERN_HD Kl<T> kl_prior(T mu, T l, T m2, T lv2) {
+  const T d = l - lv2;
+  const T g = expm1_minus(d, exp(d));
+  // In two steps, by e^(-lv2/4) kept finite: the square of mu - m2, or e^(-lv2), may overflow
+  // where the product does not, and 0 times infinity would make a NaN.
+  const T q = exp_saturated(T(-0.25) * lv2);
+  const T s = ((mu - m2) * q) * q;
+  const T derivative = T(0.5) * (d + g);
+  return {T(0.5) * madd(s, s, g), (s * q) * q, derivative, -madd(T(0.5) * s, s, derivative)};
+}
+
+// Free bits (Kingma et al., arXiv:1606.04934, appendix C.8), a coordinate: max(kl, free_bits), whose gradient is 0 below.
+template <class T>
+GENKERN_HD T with_free_bits(T kl, T free_bits) {
+  return kl < free_bits ? free_bits : kl;
+}
+template <class T>
+GENKERN_HD T free_bits_gradient(T kl, T free_bits) {
+  return kl < free_bits ? T(0) : T(1);
+}
+
+// -log Bernoulli(x; sigmoid(logit)) = max(logit, 0) - logit x + log(1 + e^-|logit|).
+template <class T>
+struct BernoulliNll {
+  T value;
+  T logit;  // sigmoid(logit) - x
+};
+template <class T>
+GENKERN_HD BernoulliNll<T> bernoulli_nll(T logit, T x) {
+  const bool positive = logit > T(0);
+  const T e = exp(positive ? -logit : logit);
+  const T top = positive ? T(1) : e;
+  return {madd(-logit, x, positive ? logit : T(0)) + log1p_exp(e), top / (T(1) + e) - x};
+}
+
+constexpr double kLog2Pi = 1.8378770664093454836;
+
+// -log N(x; x_hat, sigma^2) = 1/2 (r^2 + log sigma^2 + log 2 pi), r = (x - x_hat) / sigma.
+template <class T>
+struct GaussianNll {
+  T value;
+  T x;       // = -d value / d x_hat
+  T logvar;  // 1/2 (1 - r^2)
+};
+template <class T>
+GENKERN_HD GaussianNll<T> gaussian_nll(T x_hat, T x, T inverse_sigma, T half_log_2_pi_variance) {
+  const T r = (x - x_hat) * inverse_sigma;
+  return {madd(T(0.5) * r, r, half_log_2_pi_variance), r * inverse_sigma, T(0)};
+}
+template <class T>
+GENKERN_HD GaussianNll<T> gaussian_nll(T x_hat, T x, T l) {
+  const T q = exp_saturated(T(-0.25) * l);  // as in kl_prior
+  const T r = ((x - x_hat) * q) * q;
+  const T half_square = T(0.5) * r * r;
+  return {half_square + T(0.5) * (l + T(kLog2Pi)), (r * q) * q, T(0.5) - half_square};
+}
+
+}  // namespace genkern
