@@ -94,8 +94,9 @@ GENKERN_HD typename L::F radius(typename L::U x) {
   const U bits = L::as_uint(unit_interval<L>(x)) - 0x3f3504f3u;
   const F e = L::signed_to_float(L::shift_right_signed(bits, 23));
   const F f = L::as_float((bits & 0x007fffffu) + 0x3f3504f3u) - c(1.0f);
-  // -2 log1p(f) / f, minimax in relative error (0.51 * 2^-24) on [sqrt(1/2) - 1, sqrt(2) - 1],
-  // each coefficient rounded before the next ones were fitted.
+  // -2 log1p(f) = -2 f + f^2 p, minimax in relative error (0.51 * 2^-24) on [sqrt(1/2) - 1,
+  // sqrt(2) - 1], each coefficient rounded before the next ones were fitted. Adding -2 f last
+  // costs one multiplication more than Horner's form to the end, and halves the error.
   F p = c(-0x1.66033ap-3f);
   p = L::fma(p, f, c(0x1.251124p-2f));
   p = L::fma(p, f, c(-0x1.317ee4p-2f));
@@ -104,9 +105,9 @@ GENKERN_HD typename L::F radius(typename L::U x) {
   p = L::fma(p, f, c(0x1.0004aep-1f));
   p = L::fma(p, f, c(-0x1.5556f2p-1f));
   p = L::fma(p, f, c(0x1.fffffap-1f));
-  p = L::fma(p, f, c(-2.0f));
-  // -2 ln u = -2 ln 2 e + p f; 0x1.62e43p0 is 2 ln 2.
-  return L::sqrt(L::fma(e, c(-0x1.62e43p+0f), p * f));
+  const F log_m = L::fma(f, c(-2.0f), p * (f * f));
+  // -2 ln u = -2 ln m - 2 ln 2 e; 0x1.62e43p0 is 2 ln 2.
+  return L::sqrt(L::fma(e, c(-0x1.62e43p+0f), log_m));
 }
 
 // cos(2 pi v) and sin(2 pi v) for v = unit_interval(y). Within 1.6 ulp of the exact values there.
