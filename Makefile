@@ -1,0 +1,87 @@
+# Each target sets up what it needs in .venv; a second run only checks time stamps.
+#   make test ARGS="-k noise"      arguments for the program behind a target
+#   make test TORCH=torch          another torch requirement (default: the one tested here)
+#   make test PYTHON=python3.12    another interpreter for .venv
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+NATIVE := $(shell find csrc -type f 2>/dev/null)
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cpp)
+
+export GENKERN_WERROR ?= 1
+
+.PHONY: help demo test bench lint format cuda exhaustive clean FORCE
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo        train a VAE on digits with genkern and with plain PyTorch; write a page"
+	@echo "make test        run the tests"
+	@echo "make bench       run the benchmarks"
+	@echo "make lint        check format, style and types"
+	@echo "make format      format the sources"
+	@echo "make cuda        compile the CUDA library (needs nvcc, no GPU)"
+	@echo "make exhaustive  check the noise functions on all 2^32 words"
+	@echo "make clean       remove .venv and everything built"
+
+demo: .venv/installed
+	@$(PY) -m examples.vae_digits $(ARGS)
+
+test: .venv/installed
+	@$(PY) -m pytest $(ARGS)
+
+bench: .venv/installed
+	@$(PY) -m benchmarks $(ARGS)
+
+exhaustive: .venv/installed
+	@$(PY) -m pytest -m exhaustive $(ARGS)
+
+lint: .venv/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/clang-format --dry-run -Werror $(FORMATTED)
+
+format: .venv/installed
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+	.venv/bin/clang-format -i $(FORMATTED)
+
+# Compiles without installing: only a CUDA build of torch loads the library, and there `make test`
+# has already built it.
+cuda: .venv/requirements
+	@GENKERN_BUILD=cuda $(PY) setup.py --quiet build_py --build-lib build/cuda
+	@ls -l build/cuda/genkern/libgenkern_cuda.so
+
+clean:
+	rm -rf .venv build dist *.egg-info genkern_host*.so genkern/*.so genkern/_build.json
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks demo_output
+	find . -name __pycache__ -type d -exec rm -rf {} +
+
+# --- set-up -------------------------------------------------------------------------------------
+
+.venv/pyvenv.cfg:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "make: $(PYTHON) not found: install Python >= 3.10 or set PYTHON" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: $(PYTHON) is older than 3.10: set PYTHON to a newer one" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv >/dev/null || { rm -rf .venv; \
+	  echo "make: $(PYTHON) cannot make a virtual environment (Debian: apt install python3-venv)" >&2; exit 1; }
+
+# Written only when the requirement changes, so that a new TORCH= is installed and an old one is not.
+.venv/torch: .venv/pyvenv.cfg FORCE
+	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
+
+.venv/requirements: .venv/torch
+	@echo "make: installing $(TORCH) and the build tools into .venv"
+	@$(PIP) install '$(TORCH)' setuptools cmake ninja pybind11
+	@touch $@
+
+# Without isolation the build tools stay where CMake found them, and a rebuild is incremental.
+.venv/installed: .venv/requirements pyproject.toml setup.py CMakeLists.txt $(NATIVE)
+	@echo "make: installing genkern[dev] into .venv, editable"
+	@$(PIP) install --no-build-isolation --editable '.[dev]'
+	@$(PY) -c 'import json; [print("genkern:", n) for n in json.load(open("genkern/_build.json"))["notes"]]'
+	@touch $@
