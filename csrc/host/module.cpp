@@ -1,21 +1,16 @@
 // genkern_host: the noise of genkern.random for NumPy, without torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "genkern/host_device.h"
 #include "genkern/normal.h"
 #include "genkern/philox.h"
-
-// One binary for every processor: the loader picks the fastest clone. All give the same bits.
-#if defined(__x86_64__) && defined(__linux__)
-#define GENKERN_CLONES __attribute__((target_clones("avx512f", "arch=haswell", "default")))
-#else
-#define GENKERN_CLONES
-#endif
 
 namespace py = pybind11;
 
@@ -24,55 +19,104 @@ namespace {
 
 using KeyArray = py::array_t<uint64_t, py::array::c_style>;
 
-// Blocks that a kernel call fills: enough for a SIMD loop to pay, few enough for a stack buffer.
+// Blocks drawn at a time: enough for SIMD loops to pay, few enough for the stack.
 constexpr int kBlocks = 64;
 
-GENKERN_CLONES void fill_uniform(Key key, uint64_t first, float* out) {
+// The words of kBlocks consecutive blocks, word by word, as SIMD loops want them.
+struct Batch {
+  uint32_t w[4][kBlocks];
+};
+
+GENKERN_HD void draw_words(Key key, uint64_t first, Batch& batch) {
 #pragma omp simd
   for (int i = 0; i < kBlocks; ++i) {
     const Words b = philox_block(key, first + i);
-    for (int lane = 0; lane < 4; ++lane) out[4 * i + lane] = uniform_float(b.w[lane]);
+    batch.w[0][i] = b.w[0];
+    batch.w[1][i] = b.w[1];
+    batch.w[2][i] = b.w[2];
+    batch.w[3][i] = b.w[3];
   }
 }
 
-GENKERN_CLONES void fill_uniform(Key key, uint64_t first, double* out) {
+GENKERN_HD void draw_normals(const uint32_t* x, const uint32_t* y, float* a, float* b) {
 #pragma omp simd
   for (int i = 0; i < kBlocks; ++i) {
-    const Words b = philox_block(key, first + i);
-    for (int lane = 0; lane < 2; ++lane)
-      out[2 * i + lane] = uniform_double(b.w[2 * lane], b.w[2 * lane + 1]);
+    float cosine, sine;
+    box_muller<ScalarLanes>(x[i], y[i], cosine, sine);
+    a[i] = cosine;
+    b[i] = sine;
   }
 }
 
-GENKERN_CLONES void fill_normal(Key key, uint64_t first, float* out) {
-#pragma omp simd
-  for (int i = 0; i < kBlocks; ++i) {
-    const Normals n = normal4(philox_block(key, first + i));
-    for (int lane = 0; lane < 4; ++lane) out[4 * i + lane] = n.z[lane];
+struct Uniform {
+  static constexpr char kName[] = "uniform";
+  static GENKERN_HD void fill(const Batch& batch, float* out) {
+    for (int i = 0; i < kBlocks; ++i)
+      for (int lane = 0; lane < 4; ++lane) out[4 * i + lane] = uniform_float(batch.w[lane][i]);
   }
-}
+  static GENKERN_HD void fill(const Batch& batch, double* out) {
+    for (int i = 0; i < kBlocks; ++i)
+      for (int lane = 0; lane < 2; ++lane)
+        out[2 * i + lane] = uniform_double(batch.w[2 * lane][i], batch.w[2 * lane + 1][i]);
+  }
+};
 
-void fill_normal(Key key, uint64_t first, double* out) {
-  for (int i = 0; i < kBlocks; ++i) {
-    const Normals64 n = normal2(philox_block(key, first + i));
-    for (int lane = 0; lane < 2; ++lane) out[2 * i + lane] = n.z[lane];
+struct Normal {
+  static constexpr char kName[] = "normal";
+  static GENKERN_HD void fill(const Batch& batch, float* out) {
+    float z[4][kBlocks];
+    draw_normals(batch.w[0], batch.w[1], z[0], z[1]);
+    draw_normals(batch.w[2], batch.w[3], z[2], z[3]);
+    for (int i = 0; i < kBlocks; ++i)
+      for (int lane = 0; lane < 4; ++lane) out[4 * i + lane] = z[lane][i];
   }
-}
+  static GENKERN_HD void fill(const Batch& batch, double* out) {
+    for (int i = 0; i < kBlocks; ++i) {
+      const Normals64 n =
+          normal2({{batch.w[0][i], batch.w[1][i], batch.w[2][i], batch.w[3][i]}});
+      out[2 * i] = n.z[0];
+      out[2 * i + 1] = n.z[1];
+    }
+  }
+};
 
 // The first `count` numbers of a key's stream.
-template <class T, class Fill>
-void fill_stream(Key key, int64_t count, T* out, Fill fill) {
+template <class Distribution, class T>
+GENKERN_HD void fill_stream(Key key, int64_t count, T* out) {
   constexpr int64_t kNumbers = kBlocks * (sizeof(T) == 4 ? 4 : 2);
+  Batch batch;
+  T tail[kNumbers];
   for (int64_t start = 0; start < count; start += kNumbers) {
-    const uint64_t block = static_cast<uint64_t>(start / kNumbers) * kBlocks;
+    draw_words(key, static_cast<uint64_t>(start / kNumbers) * kBlocks, batch);
     if (count - start >= kNumbers) {
-      fill(key, block, out + start);
+      Distribution::fill(batch, out + start);
     } else {
-      T tail[kNumbers];
-      fill(key, block, tail);
+      Distribution::fill(batch, tail);
       std::copy_n(tail, count - start, out + start);
     }
   }
+}
+
+template <class Distribution, class T>
+void fill_stream_baseline(Key key, int64_t count, T* out) {
+  fill_stream<Distribution>(key, count, out);
+}
+
+#if defined(__x86_64__)
+// The same bits many times faster: without the instruction, fma is a call of the C library.
+template <class Distribution, class T>
+__attribute__((target("avx2,fma"))) void fill_stream_avx2(Key key, int64_t count, T* out) {
+  fill_stream<Distribution>(key, count, out);
+}
+#endif
+
+template <class Distribution, class T>
+auto fastest_fill_stream() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return fill_stream_avx2<Distribution, T>;
+#endif
+  return fill_stream_baseline<Distribution, T>;
 }
 
 std::string describe(const py::array& array) {
@@ -114,40 +158,30 @@ std::vector<py::ssize_t> checked_shape(const char* function, const py::object& s
   return sizes;
 }
 
-template <class T, class Fill>
-py::array draw(const KeyArray& key, const std::vector<py::ssize_t>& shape, Fill fill) {
+template <class Distribution, class T>
+py::array draw(const KeyArray& key, const std::vector<py::ssize_t>& shape) {
   py::array_t<T> out(shape);
   const int64_t streams = key.ndim() == 2 ? key.shape(0) : 1;
   const int64_t count = streams ? out.size() / streams : 0;
   const uint64_t* words = key.data();
   T* numbers = out.mutable_data();
+  const auto fill = fastest_fill_stream<Distribution, T>();
   py::gil_scoped_release release;
   for (int64_t b = 0; b < streams; ++b)
-    fill_stream<T>({words[2 * b], words[2 * b + 1]}, count, numbers + b * count, fill);
+    fill({words[2 * b], words[2 * b + 1]}, count, numbers + b * count);
   return out;
 }
 
-// Calls `fill` for the dtype that was asked for.
-template <class Fill>
-py::array draw(const char* function, const py::array& key, const py::object& shape,
-               const py::object& dtype, Fill fill) {
-  const KeyArray words = checked_key(function, key);
-  const std::vector<py::ssize_t> sizes = checked_shape(function, shape, words);
+template <class Distribution>
+py::array draw(const py::array& key, const py::object& shape, const py::object& dtype) {
+  const KeyArray words = checked_key(Distribution::kName, key);
+  const std::vector<py::ssize_t> sizes = checked_shape(Distribution::kName, shape, words);
   const py::dtype type = py::dtype::from_args(dtype);
-  if (type.equal(py::dtype::of<float>())) return draw<float>(words, sizes, fill);
-  if (type.equal(py::dtype::of<double>())) return draw<double>(words, sizes, fill);
-  throw py::type_error(std::string(function) + ": expected dtype to be float32 or float64, got " +
+  if (type.equal(py::dtype::of<float>())) return draw<Distribution, float>(words, sizes);
+  if (type.equal(py::dtype::of<double>())) return draw<Distribution, double>(words, sizes);
+  throw py::type_error(std::string(Distribution::kName) +
+                       ": expected dtype to be float32 or float64, got " +
                        py::str(type).cast<std::string>());
-}
-
-py::array uniform(const py::array& key, const py::object& shape, const py::object& dtype) {
-  return draw("uniform", key, shape, dtype,
-              [](Key k, uint64_t first, auto* out) { fill_uniform(k, first, out); });
-}
-
-py::array normal(const py::array& key, const py::object& shape, const py::object& dtype) {
-  return draw("normal", key, shape, dtype,
-              [](Key k, uint64_t first, auto* out) { fill_normal(k, first, out); });
 }
 
 void store(Key key, uint64_t* out) {
@@ -219,7 +253,7 @@ PYBIND11_MODULE(genkern_host, m) {
       "A key is a uint64 array [seed, offset] of shape (2,), or (B, 2) for one key a sample; int64\n"
       "arrays are taken bit for bit. The numbers equal those of genkern.random, bit for bit.";
   m.attr("__version__") = GENKERN_VERSION;
-  m.def("uniform", &genkern::uniform, py::arg("key"), py::arg("shape"),
+  m.def("uniform", &genkern::draw<genkern::Uniform>, py::arg("key"), py::arg("shape"),
         py::arg("dtype") = "float32",
         "Uniform numbers in [0, 1).\n\n"
         "Args:\n"
@@ -228,7 +262,7 @@ PYBIND11_MODULE(genkern_host, m) {
         "  dtype: float32 or float64.\n\n"
         "Returns:\n"
         "  A new array.");
-  m.def("normal", &genkern::normal, py::arg("key"), py::arg("shape"), py::arg("dtype") = "float32",
+  m.def("normal", &genkern::draw<genkern::Normal>, py::arg("key"), py::arg("shape"), py::arg("dtype") = "float32",
         "Standard normal numbers.\n\n"
         "Args:\n"
         "  key: Array of shape (2,), or (B, 2) where shape starts with B.\n"
