@@ -1,0 +1,51 @@
+// The operators of libgenkern_cuda: kernels of the schemas in library.cu.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace genkern::cuda {
+
+using Tensor = torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using ScalarType = torch::headeronly::ScalarType;
+
+// torch's numbering, extended.
+enum Reduction : int64_t { kNone, kMean, kSum, kBatchMean, kSample };
+
+Tensor normal(Tensor key, std::vector<int64_t> shape, ScalarType dtype);
+Tensor uniform(Tensor key, std::vector<int64_t> shape, ScalarType dtype);
+Tensor split(Tensor key, int64_t num);
+Tensor fold_in(Tensor key, Tensor data);
+
+Tensor rsample(Tensor mu, Tensor logvar, OptionalTensor key, OptionalTensor noise,
+               std::optional<int64_t> num_samples, double logvar_min, double logvar_max);
+Tensor kl(Tensor mu, Tensor logvar, OptionalTensor prior_mu, OptionalTensor prior_logvar,
+          double prior_mu_value, double prior_logvar_value, double free_bits, double logvar_min,
+          double logvar_max, int64_t reduction);
+std::tuple<Tensor, Tensor> rsample_kl(Tensor mu, Tensor logvar, OptionalTensor prior_mu,
+                                      OptionalTensor prior_logvar, OptionalTensor key,
+                                      OptionalTensor noise, double prior_mu_value,
+                                      double prior_logvar_value, double free_bits,
+                                      double logvar_min, double logvar_max, int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rsample_kl_backward(
+    OptionalTensor grad_z, OptionalTensor grad_kl, Tensor mu, Tensor logvar,
+    OptionalTensor prior_mu, OptionalTensor prior_logvar, OptionalTensor key, OptionalTensor noise,
+    std::optional<int64_t> num_samples, double prior_mu_value, double prior_logvar_value,
+    double free_bits, double logvar_min, double logvar_max, int64_t reduction, int64_t output_mask);
+Tensor bernoulli_nll(Tensor logits, Tensor x, int64_t reduction);
+std::tuple<Tensor, Tensor> bernoulli_nll_backward(Tensor grad, Tensor logits, Tensor x,
+                                                  int64_t reduction, int64_t output_mask);
+Tensor gaussian_nll(Tensor x_hat, Tensor x, OptionalTensor logvar, double sigma, double logvar_min,
+                    double logvar_max, int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor> gaussian_nll_backward(Tensor grad, Tensor x_hat, Tensor x,
+                                                         OptionalTensor logvar, double sigma,
+                                                         double logvar_min, double logvar_max,
+                                                         int64_t reduction, int64_t output_mask);
+
+}  // namespace genkern::cuda

@@ -1,0 +1,213 @@
+// What one thread sees of one slot: a few neighbours of every operand, in the arithmetic type.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "cuda/plan.cuh"
+#include "genkern/normal.h"
+
+namespace genkern::cuda {
+
+template <class T>
+struct Arithmetic {
+  using type = float;
+};
+template <>
+struct Arithmetic<double> {
+  using type = double;
+};
+
+template <class T>
+__device__ __forceinline__ auto widen(T x) {
+  return static_cast<typename Arithmetic<T>::type>(x);
+}
+template <class T>
+__device__ __forceinline__ T narrow(typename Arithmetic<T>::type x) {
+  return static_cast<T>(x);
+}
+
+// 16 bytes, one access.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int kLanes = 16 / sizeof(T);
+  T lane[kLanes];
+};
+
+constexpr int block_elements(size_t arithmetic_size) { return arithmetic_size == 8 ? 2 : 4; }
+
+template <class Acc>
+__device__ __forceinline__ auto block_normals(const Words& b) {
+  if constexpr (block_elements(sizeof(Acc)) == 2) {
+    return normal2(b);
+  } else {
+    return normal4(b);
+  }
+}
+
+template <class T, int kLaneCount, int kTensors>
+class Slot {
+ public:
+  using Acc = typename Arithmetic<T>::type;
+  static constexpr int kLanes = kLaneCount;
+
+  __device__ Slot(const Plan<kTensors>& plan, int64_t sample, int64_t index) : plan_(plan) {
+    uint64_t outer = plan.outer_dims ? plan.row_slots.quotient(index) : 0;
+    const int64_t column = (index - outer * plan.row_slots.value) * kLanes;
+#pragma unroll
+    for (int o = 0; o < Plan<kTensors>::kOperands; ++o) {
+      // Of several lanes, a row's step is 0 or 1.
+      const int64_t step = plan.row_stride[o];
+      offset_[o] =
+          sample * plan.sample_stride[o] + (kLanes == 1 ? column * step : (step != 0 ? column : 0));
+    }
+    for (int d = 0; d < plan.outer_dims; ++d) {
+      const uint64_t rest = plan.outer[d].quotient(outer);
+      const int64_t coordinate = outer - rest * plan.outer[d].value;
+#pragma unroll
+      for (int o = 0; o < Plan<kTensors>::kOperands; ++o)
+        offset_[o] += coordinate * plan.outer_stride[d][o];
+      outer = rest;
+    }
+    const int64_t left = plan.row - column;
+    count_ = left < kLanes ? static_cast<int>(left) : kLanes;
+    packed_ = plan.aligned && count_ == kLanes;
+  }
+
+  __device__ int64_t repeats() const { return plan_.repeats; }
+  __device__ bool has(int i) const { return plan_.tensor[i] != nullptr; }
+
+  __device__ void load(int i, Acc (&x)[kLanes], int64_t repeat = 0) const {
+    const T* p = static_cast<const T*>(plan_.tensor[i]) + at(i, repeat);
+    if constexpr (kLanes == 1) {
+      x[0] = widen(*p);
+    } else if (plan_.row_stride[i] == 0) {
+      fill(widen(*p), x);
+    } else if (packed_) {
+      const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(p);
+#pragma unroll
+      for (int v = 0; v < kLanes; ++v) x[v] = widen(pack.lane[v]);
+    } else {
+#pragma unroll
+      for (int v = 0; v < kLanes; ++v) x[v] = v < count_ ? widen(p[v]) : Acc(0);
+    }
+  }
+
+  __device__ void load_or(int i, Acc fallback, Acc (&x)[kLanes], int64_t repeat = 0) const {
+    if (has(i)) {
+      load(i, x, repeat);
+    } else {
+      fill(fallback, x);
+    }
+  }
+
+  // The upstream gradient: tensor i, or the reduced value's times `factor`, the same for the slot.
+  __device__ void load_upstream(int i, Acc factor, Acc (&g)[kLanes]) const {
+    if (has(i)) {
+      load(i, g);
+    } else {
+      fill(static_cast<const Acc*>(plan_.scale)[offset_[kTensors + kScale]] * factor, g);
+    }
+  }
+
+  static __device__ void fill(Acc value, Acc (&x)[kLanes]) {
+#pragma unroll
+    for (int v = 0; v < kLanes; ++v) x[v] = value;
+  }
+
+  __device__ void store(int i, const Acc (&x)[kLanes], int64_t repeat = 0) const {
+    T* p = static_cast<T*>(plan_.tensor[i]) + at(i, repeat);
+    if constexpr (kLanes == 1) {
+      *p = narrow<T>(x[0]);
+    } else if (packed_) {
+      Pack<T> pack;
+#pragma unroll
+      for (int v = 0; v < kLanes; ++v) pack.lane[v] = narrow<T>(x[v]);
+      *reinterpret_cast<Pack<T>*>(p) = pack;
+    } else {
+#pragma unroll
+      for (int v = 0; v < kLanes; ++v)
+        if (v < count_) p[v] = narrow<T>(x[v]);
+    }
+  }
+
+  __device__ void normals(Acc (&z)[kLanes], int64_t repeat = 0) const {
+    if constexpr (kLanes > 1) {
+#pragma unroll
+      for (int v = 0; v < kLanes; v += kBlock) {
+        const auto n = block_normals<Acc>(block(repeat, v));
+#pragma unroll
+        for (int j = 0; j < kBlock; ++j) z[v + j] = n.z[j];
+      }
+    } else if constexpr (kBlock == 2) {
+      const Normals64 n = normal2(block(repeat, 0));
+      z[0] = lane(repeat) ? n.z[1] : n.z[0];
+    } else {
+      const Words b = block(repeat, 0);
+      const int j = lane(repeat);
+      float even, odd;
+      box_muller<ScalarLanes>(j & 2 ? b.w[2] : b.w[0], j & 2 ? b.w[3] : b.w[1], even, odd);
+      z[0] = j & 1 ? odd : even;
+    }
+  }
+
+  __device__ void uniforms(Acc (&u)[kLanes]) const {
+#pragma unroll
+    for (int v = 0; v < kLanes; v += kBlock) {
+      const Words b = block(0, v);
+      Acc all[kBlock];
+      if constexpr (kBlock == 2) {
+        all[0] = uniform_double(b.w[0], b.w[1]);
+        all[1] = uniform_double(b.w[2], b.w[3]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kBlock; ++j) all[j] = uniform_float(b.w[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kBlock; ++j) {
+        if constexpr (kLanes > 1) {
+          u[v + j] = all[j];
+        } else if (j == lane(0)) {
+          u[0] = all[j];
+        }
+      }
+    }
+  }
+
+  // The sum over the lanes that exist, in pairs.
+  __device__ Acc sum(const Acc (&x)[kLanes]) const {
+    Acc s[kLanes];
+#pragma unroll
+    for (int v = 0; v < kLanes; ++v) s[v] = x[v];
+    if (kLanes > 1 && count_ < kLanes) {
+#pragma unroll
+      for (int v = 0; v < kLanes; ++v)
+        if (v >= count_) s[v] = Acc(0);
+    }
+#pragma unroll
+    for (int width = kLanes / 2; width > 0; width /= 2)
+#pragma unroll
+      for (int v = 0; v < width; ++v) s[v] += s[v + width];
+    return s[0];
+  }
+
+ private:
+  static constexpr int kBlock = block_elements(sizeof(Acc));
+
+  __device__ uint64_t element(int64_t repeat) const { return at(kTensors + kIndex, repeat); }
+  __device__ int lane(int64_t repeat) const { return element(repeat) % kBlock; }
+  __device__ Words block(int64_t repeat, int lane) const {
+    const uint64_t* key = plan_.key + offset_[kTensors + kKey];
+    return philox_block({key[0], key[plan_.key_word_stride]}, (element(repeat) + lane) / kBlock);
+  }
+  __device__ int64_t at(int i, int64_t repeat) const {
+    return offset_[i] + repeat * plan_.repeat_stride[i];
+  }
+
+  const Plan<kTensors>& plan_;
+  int64_t offset_[Plan<kTensors>::kOperands];
+  int count_;
+  bool packed_;
+};
+
+}  // namespace genkern::cuda
