@@ -1,0 +1,1 @@
+"""The operators: one spec each, by family."""

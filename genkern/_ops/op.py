@@ -1,0 +1,276 @@
+"""One operator: its schema, fake, autograd, vmap rule and the choice of a backend."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Args = tuple[Any, ...]
+Backward = Callable[..., tuple[Tensor | None, ...]]
+
+library = torch.library.Library("genkern", "DEF")
+
+OPS: dict[str, Op] = {}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of an operator, for tests, opcheck and benchmarks."""
+
+    id: str
+    args: Args
+
+
+class Backend:
+    """A source of kernels. Subclasses say in `refuses` what they cannot run.
+
+    `refuses` is a function of the arguments alone (and of what is installed): preferences belong
+    to `use_backend`.
+    """
+
+    name: str
+
+    def refuses(self, op: Op, args: Args) -> str | None:
+        """The reason why this backend cannot run the call, or None."""
+        raise NotImplementedError
+
+    def run(self, op: Op, args: Args) -> Any:
+        """Runs a call that `refuses` let pass."""
+        raise NotImplementedError
+
+
+class ReferenceBackend(Backend):
+    """The operator's definition in PyTorch: any device, any shape."""
+
+    name = "reference"
+
+    def refuses(self, op: Op, args: Args) -> str | None:
+        return None
+
+    def run(self, op: Op, args: Args) -> Any:
+        return op.reference(*args)
+
+
+# In the order of preference; genkern.backends inserts the others before the reference.
+BACKENDS: list[Backend] = [ReferenceBackend()]
+
+_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("genkern_backend", default=None)
+
+
+def chosen_backend() -> str | None:
+    """The backend that `use_backend` or GENKERN_BACKEND asks for, or None for the first that can."""
+    return _chosen.get() or os.environ.get("GENKERN_BACKEND") or None
+
+
+@contextlib.contextmanager
+def choosing(name: str | None) -> Iterator[None]:
+    """Sets the chosen backend in this context."""
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+class _EagerFunction(torch.autograd.Function):
+    """Autograd in plain eager: half the overhead of `register_autograd`."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, *args: Any) -> Any:
+        op._save(ctx, args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.overload(*args)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return (None, *ctx.op._backward(ctx, grads, ctx.needs_input_grad[1:]))
+
+
+class _FunctorchFunction(torch.autograd.Function):
+    """Autograd under torch.func transforms, which refuse the other two forms."""
+
+    @staticmethod
+    def forward(op: Op, *args: Any) -> Any:  # type: ignore[override]
+        return op.overload(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Args, output: Any) -> None:
+        inputs[0]._save(ctx, inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return (None, *ctx.op._backward(ctx, grads, ctx.needs_input_grad[1:]))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Args, op: Op, *args: Any) -> tuple[Any, Any]:
+        return op._vmap(info, in_dims[1:], *args)
+
+
+def _requires_grad(args: Args) -> bool:
+    return any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
+class Op:
+    """An operator `genkern::<name>`.
+
+    Args:
+        schema: The operator's schema, the same for every backend.
+        reference: The definition: tensor-only PyTorch, arithmetic in float32 (float64).
+        fake: Shapes, dtypes and strides of the outputs.
+        samples: `samples(device, dtype)` yields representative calls.
+        bytes_moved: Bytes that a call must read and write, for benchmarks.
+        backward: `backward(args, needs, *grads)` returns one gradient (or None) an argument; None
+            for an operator without gradients. Where it is `"reference"`, the gradient is that of
+            `reference`, to any order: the right choice for the operators of backward passes.
+        saves: Names of the arguments that backward needs; the others reach it as None.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        reference: Callable[..., Any],
+        fake: Callable[..., Any],
+        samples: Callable[[torch.device, torch.dtype], Iterator[Sample]],
+        bytes_moved: Callable[..., int],
+        backward: Backward | str | None = None,
+        saves: Sequence[str] | None = None,
+    ) -> None:
+        self.schema = schema
+        self.name = schema[: schema.index("(")]
+        self.reference = reference
+        self.samples = samples
+        self.bytes_moved = bytes_moved
+        self._formula: Backward | None = (
+            self._reference_backward if isinstance(backward, str) else backward
+        )
+
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(self.name, self._route, "CompositeExplicitAutograd")
+        qualname = f"genkern::{self.name}"
+        torch.library.register_fake(qualname, fake, lib=library)
+        torch.library.register_vmap(qualname, self._vmap, lib=library)
+        if self._formula is not None:
+            torch.library.register_autograd(
+                qualname, self._registered_backward, setup_context=self._setup_context, lib=library
+            )
+        self.overload = getattr(torch.ops.genkern, self.name).default
+        names = [a.name for a in self.overload._schema.arguments]
+        self._saved = [saves is None or n in saves for n in names]
+        OPS[self.name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.overload(*args)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return _FunctorchFunction.apply(self, *args) if self._formula else self.overload(*args)
+        if self._formula and torch.is_grad_enabled() and _requires_grad(args):
+            return _EagerFunction.apply(self, *args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload(*args)
+
+    # ---- choosing a backend
+
+    def _route(self, *args: Any) -> Any:
+        name = chosen_backend()
+        if name is None:
+            for backend in BACKENDS:
+                if backend.refuses(self, args) is None:
+                    return backend.run(self, args)
+        for backend in BACKENDS:
+            if backend.name == name and backend.refuses(self, args) is None:
+                return backend.run(self, args)
+        raise NotImplementedError(
+            f"{self.name}: the chosen backend {name!r} cannot run this call\n{self.explain(args)}"
+        )
+
+    def explain(self, args: Args) -> str:
+        """The call's tensors, and each backend's reason to refuse it, or 'ready', a line each."""
+        tensors = [
+            f"{str(a.dtype).removeprefix('torch.')} {tuple(a.shape)} on {a.device}"
+            for a in args
+            if isinstance(a, Tensor)
+        ]
+        lines = [f"genkern.{self.name}: {', '.join(tensors)}"]
+        for backend in BACKENDS:
+            lines.append(f"  {backend.name}: {backend.refuses(self, args) or 'ready'}")
+        return "\n".join(lines)
+
+    # ---- autograd: three ways in, one formula
+
+    def _save(self, ctx: Any, args: Args) -> None:
+        tensors = [
+            a if keep and isinstance(a, Tensor) else None
+            for a, keep in zip(args, self._saved, strict=True)
+        ]
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        ctx.op = self
+        ctx.constants = [None if isinstance(a, Tensor) else a for a in args]
+        # Backward may run on another thread, which does not see this context's choice.
+        ctx.backend = _chosen.get()
+
+    def _backward(
+        self, ctx: Any, grads: Sequence[Tensor | None], needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        if self._formula is None or all(g is None for g in grads):
+            return (None,) * len(needs)
+        args = tuple(
+            c if t is None else t for t, c in zip(ctx.saved_tensors, ctx.constants, strict=True)
+        )
+        if ctx.backend == _chosen.get():
+            return self._formula(args, needs, *grads)
+        with choosing(ctx.backend):
+            return self._formula(args, needs, *grads)
+
+    def _setup_context(self, ctx: Any, inputs: Args, output: Any) -> None:
+        self._save(ctx, inputs)
+
+    def _registered_backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return self._backward(ctx, grads, ctx.needs_input_grad)
+
+    def _reference_backward(
+        self, args: Args, needs: Sequence[bool], *grads: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        wanted = [i for i, need in enumerate(needs) if need]
+        live = [i for i, g in enumerate(grads) if g is not None]
+
+        def outputs(*values: Tensor) -> tuple[Tensor, ...]:
+            call = list(args)
+            for i, value in zip(wanted, values, strict=True):
+                call[i] = value
+            result = self.reference(*call)
+            result = result if isinstance(result, tuple) else (result,)
+            return tuple(result[i] for i in live)
+
+        _, pull_back = torch.func.vjp(outputs, *(args[i] for i in wanted))
+        found = pull_back(tuple(grads[i] for i in live))
+        result: list[Tensor | None] = [None] * len(needs)
+        for i, gradient in zip(wanted, found, strict=True):
+            result[i] = gradient
+        return tuple(result)
+
+    # ---- vmap
+
+    def _vmap(self, info: Any, in_dims: Args, *args: Any) -> tuple[Any, Any]:
+        """One call an example: an operator is a function of its arguments alone, keys included."""
+        results = [
+            self(
+                *(
+                    a if d is None else a.select(d, i)
+                    for a, d in zip(args, in_dims, strict=True)
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        if isinstance(results[0], tuple):
+            stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+            return stacked, (0,) * len(stacked)
+        return torch.stack(results), 0

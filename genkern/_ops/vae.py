@@ -1,0 +1,702 @@
+r"""The VAE family as operators: reference, fake, backward and samples.
+
+Notation, a coordinate at a time: l is logvar clamped to [logvar_min, logvar_max], sigma = exp(l/2),
+the prior is N(m2, exp(lv2)), d = l - lv2, s = (mu - m2) exp(-lv2/2), g(x) = expm1(x) - x.
+
+    z   = mu + sigma eps                                      Kingma and Welling 2014, section 2.4
+    KL  = 1/2 (s^2 + g(d)),  at least free_bits                       appendix B; (42.2)
+    nll = max(a, 0) - a x + log(1 + exp(-|a|))                        Bernoulli with logit a
+    nll = 1/2 ((x - x_hat)^2 / sigma^2 + log sigma^2 + log 2 pi)      Gaussian
+
+    dKL/dmu = -dKL/dm2 = s exp(-lv2/2),  dKL/dl = 1/2 expm1(d),  dKL/dlv2 = -1/2 (s^2 + expm1(d))
+    dz/dmu = 1,  dz/dl = 1/2 sigma eps,  dz/deps = sigma
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from genkern._ops import random
+from genkern._ops.op import Args, Op, Sample
+from genkern._ops.random import sample_key
+
+# torch's numbering (aten/src/ATen/core/Reduction.h), extended.
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "batchmean": 3, "sample": 4}
+_NONE, _MEAN, _SUM, _BATCHMEAN, _SAMPLE = REDUCTIONS.values()
+
+_LOG_2_PI = math.log(2.0 * math.pi)
+_NO_CLAMP = (-math.inf, math.inf)
+_STANDARD = (0.0, 0.0)
+
+
+def _arithmetic(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(_arithmetic(x.dtype))
+
+
+def _batch(x: Tensor) -> int:
+    return x.shape[0] if x.dim() else 1
+
+
+def _reduce(x: Tensor, reduction: int, dtype: torch.dtype) -> Tensor:
+    """Reduces float32 (float64) values; `none` rounds them to dtype."""
+    if reduction == _NONE:
+        return x.to(dtype)
+    if reduction == _SAMPLE:
+        return x.reshape(_batch(x), -1).sum(1) if x.numel() else x.new_zeros(_batch(x))
+    if reduction == _MEAN:
+        return x.mean()
+    return x.sum() / _batch(x) if reduction == _BATCHMEAN else x.sum()
+
+
+def _spread(grad: Tensor, like: Tensor, reduction: int) -> Tensor:
+    """The gradient of the reduced values, broadcast over the elements of `like`."""
+    if reduction == _NONE:
+        return grad
+    if reduction == _SAMPLE:
+        return grad.reshape(_batch(like), *[1] * (like.dim() - 1)) if like.dim() else grad[0]
+    if reduction == _MEAN:
+        return grad / like.numel()
+    return grad / _batch(like) if reduction == _BATCHMEAN else grad
+
+
+def _reduced_fake(like: Tensor, reduction: int) -> Tensor:
+    if reduction == _NONE:
+        return torch.empty_like(like)
+    shape = [_batch(like)] if reduction == _SAMPLE else []
+    return like.new_empty(shape, dtype=_arithmetic(like.dtype))
+
+
+def _g(x: Tensor) -> Tensor:
+    """expm1(x) - x by its Taylor series near 0, where the difference cancels."""
+    near = x.abs() < 0.5
+    # The branch not taken gets a harmless argument: its gradient must not be 0 times infinity.
+    y = torch.where(near, x, 0.0)
+    series = torch.zeros_like(y)
+    for n in range(17, 1, -1):
+        series = series * y + 1.0 / math.factorial(n)
+    far = torch.where(near, 1.0, x)
+    return torch.where(near, series * y * y, torch.expm1(far) - far)
+
+
+def _eps(
+    key: Tensor | None, noise: Tensor | None, mu: Tensor, num_samples: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """The noise in float32 (float64), in z's shape, or with K in front."""
+    shape = list(mu.shape) if num_samples is None else [num_samples, *mu.shape]
+    if noise is not None:
+        return _wide(noise)
+    if key is None:
+        raise ValueError("rsample: expected key or noise, got neither")
+    dtype = _arithmetic(mu.dtype)
+    if num_samples is None or key.dim() == 1:
+        return random.normal(key, shape, dtype)
+    # A sample's stream covers (K, rest).
+    return random.normal(key, [mu.shape[0], num_samples, *mu.shape[1:]], dtype).transpose(0, 1)
+
+
+def _rsample_reference(
+    mu: Tensor,
+    logvar: Tensor,
+    key: Tensor | None,
+    noise: Tensor | None,
+    num_samples: int | None,
+    logvar_min: float,
+    logvar_max: float,
+) -> Tensor:
+    sigma = torch.exp(0.5 * _wide(logvar).clamp(logvar_min, logvar_max))
+    z = _wide(mu) + sigma * _eps(key, noise, mu, num_samples)
+    return _like(z.to(mu.dtype), _z_fake(mu, num_samples))
+
+
+def _like(x: Tensor, layout: Tensor) -> Tensor:
+    """x with the strides of `layout`."""
+    return x if x.stride() == layout.stride() else layout.copy_(x)
+
+
+def _z_fake(mu: Tensor, num_samples: int | None) -> Tensor:
+    return torch.empty_like(mu) if num_samples is None else mu.new_empty((num_samples, *mu.shape))
+
+
+def _kl_parts(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    prior_mu_value: float,
+    prior_logvar_value: float,
+    logvar_min: float,
+    logvar_max: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """s, exp(-lv2/4) and d."""
+    l1 = _wide(logvar).clamp(logvar_min, logvar_max)
+    m2 = prior_mu_value if prior_mu is None else _wide(prior_mu)
+    lv2 = (
+        torch.full_like(l1, prior_logvar_value) if prior_logvar is None else _wide(prior_logvar)
+    )
+    # Kept finite: 0 times infinity would be a NaN.
+    q = torch.exp((-0.25 * lv2).clamp(max=709.0 if l1.dtype == torch.float64 else 88.0))
+    return ((_wide(mu) - m2) * q) * q, q, l1 - lv2
+
+
+def _kl_reference(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    prior_mu_value: float,
+    prior_logvar_value: float,
+    free_bits: float,
+    logvar_min: float,
+    logvar_max: float,
+    reduction: int,
+) -> Tensor:
+    s, _, d = _kl_parts(
+        mu, logvar, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
+        logvar_min, logvar_max,
+    )  # fmt: skip
+    kl = 0.5 * (s * s + _g(d))
+    kl = torch.where(kl < free_bits, free_bits, kl)
+    kl = _reduce(kl, reduction, mu.dtype)
+    return _like(kl, torch.empty_like(mu)) if reduction == _NONE else kl
+
+
+def _rsample_kl_reference(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    key: Tensor | None,
+    noise: Tensor | None,
+    prior_mu_value: float,
+    prior_logvar_value: float,
+    free_bits: float,
+    logvar_min: float,
+    logvar_max: float,
+    reduction: int,
+) -> tuple[Tensor, Tensor]:
+    return (
+        _rsample_reference(mu, logvar, key, noise, None, logvar_min, logvar_max),
+        _kl_reference(
+            mu, logvar, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value, free_bits,
+            logvar_min, logvar_max, reduction,
+        ),
+    )  # fmt: skip
+
+
+def _rsample_kl_backward_reference(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    key: Tensor | None,
+    noise: Tensor | None,
+    num_samples: int | None,
+    prior_mu_value: float,
+    prior_logvar_value: float,
+    free_bits: float,
+    logvar_min: float,
+    logvar_max: float,
+    reduction: int,
+    output_mask: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    wide = _wide(logvar)
+    l1 = wide.clamp(logvar_min, logvar_max)
+    active = ~((wide < logvar_min) | (wide > logvar_max))
+    zero = torch.zeros_like(wide)
+    grads = [zero, zero, zero, zero, zero]
+    if grad_z is not None:
+        gz = _wide(grad_z)
+        sigma = torch.exp(0.5 * l1)
+        if output_mask & 0b10:
+            along = gz * _eps(key, noise, mu, num_samples)
+            along = along if num_samples is None else along.sum(0)
+            grads[1] = 0.5 * sigma * along
+        if output_mask & 0b10000:
+            grads[4] = gz * sigma
+        grads[0] = gz if num_samples is None else gz.sum(0)
+    if grad_kl is not None:
+        s, q, d = _kl_parts(
+            mu, logvar, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
+            logvar_min, logvar_max,
+        )  # fmt: skip
+        gk = _spread(_wide(grad_kl), mu, reduction)
+        g = _g(d)
+        gk = torch.where(0.5 * (s * s + g) < free_bits, 0.0, gk)
+        along_mu, along_logvar = gk * ((s * q) * q), gk * (0.5 * (d + g))
+        grads[0] = grads[0] + along_mu
+        grads[1] = grads[1] + along_logvar
+        grads[2] = -along_mu
+        grads[3] = -(gk * (0.5 * s * s) + along_logvar)
+    grads[1] = torch.where(active, grads[1], 0.0)
+    layouts = _rsample_kl_backward_fake(
+        grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, noise, num_samples,
+        prior_mu_value, prior_logvar_value, free_bits, logvar_min, logvar_max, reduction,
+        output_mask,
+    )  # fmt: skip
+    return tuple(  # type: ignore[return-value]
+        _like(g.expand(out.shape).to(out.dtype), out) if output_mask >> i & 1 else out
+        for i, (g, out) in enumerate(zip(grads, layouts, strict=True))
+    )
+
+
+def _rsample_kl_backward_fake(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    key: Tensor | None,
+    noise: Tensor | None,
+    num_samples: int | None,
+    prior_mu_value: float,
+    prior_logvar_value: float,
+    free_bits: float,
+    logvar_min: float,
+    logvar_max: float,
+    reduction: int,
+    output_mask: int,
+) -> tuple[Tensor, ...]:
+    likes = (mu, logvar, prior_mu, prior_logvar, noise)
+    return tuple(
+        torch.empty_like(like) if output_mask >> i & 1 and like is not None else mu.new_empty(0)
+        for i, like in enumerate(likes)
+    )
+
+
+def _bernoulli_nll_reference(logits: Tensor, x: Tensor, reduction: int) -> Tensor:
+    a, wide_x = _wide(logits), _wide(x)
+    nll = a.clamp(min=0.0) - a * wide_x + torch.log1p(torch.exp(-a.abs()))
+    nll = _reduce(nll, reduction, logits.dtype)
+    return _like(nll, torch.empty_like(logits)) if reduction == _NONE else nll
+
+
+def _bernoulli_nll_backward_reference(
+    grad: Tensor, logits: Tensor, x: Tensor, reduction: int, output_mask: int
+) -> tuple[Tensor, Tensor]:
+    a = _wide(logits)
+    g = _spread(_wide(grad), logits, reduction)
+    layouts = _pair_fake(grad, logits, x, reduction, output_mask)
+    return tuple(  # type: ignore[return-value]
+        _like(v.to(out.dtype), out) if output_mask >> i & 1 else out
+        for i, (v, out) in enumerate(
+            zip((g * (torch.sigmoid(a) - _wide(x)), -g * a), layouts, strict=True)
+        )
+    )
+
+
+def _pair_fake(
+    grad: Tensor, first: Tensor, second: Tensor, reduction: int, output_mask: int
+) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.empty_like(like) if output_mask >> i & 1 else first.new_empty(0)
+        for i, like in enumerate((first, second))
+    )
+
+
+def _gaussian_parts(
+    x_hat: Tensor, x: Tensor, logvar: Tensor | None, sigma: float, lo: float, hi: float
+) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    """(x - x_hat) / sigma, the square root of 1 / sigma, log sigma^2."""
+    difference = _wide(x) - _wide(x_hat)
+    if logvar is None:
+        return difference / sigma, sigma**-0.5, 2.0 * math.log(sigma)
+    clamped = _wide(logvar).clamp(lo, hi)
+    limit = 709.0 if clamped.dtype == torch.float64 else 88.0
+    q = torch.exp((-0.25 * clamped).clamp(max=limit))
+    return (difference * q) * q, q, clamped
+
+
+def _gaussian_nll_reference(
+    x_hat: Tensor,
+    x: Tensor,
+    logvar: Tensor | None,
+    sigma: float,
+    logvar_min: float,
+    logvar_max: float,
+    reduction: int,
+) -> Tensor:
+    r, _, log_variance = _gaussian_parts(x_hat, x, logvar, sigma, logvar_min, logvar_max)
+    nll = 0.5 * (r * r + (log_variance + _LOG_2_PI))
+    nll = _reduce(nll, reduction, x_hat.dtype)
+    return _like(nll, torch.empty_like(x_hat)) if reduction == _NONE else nll
+
+
+def _gaussian_nll_backward_reference(
+    grad: Tensor,
+    x_hat: Tensor,
+    x: Tensor,
+    logvar: Tensor | None,
+    sigma: float,
+    logvar_min: float,
+    logvar_max: float,
+    reduction: int,
+    output_mask: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r, q, _ = _gaussian_parts(x_hat, x, logvar, sigma, logvar_min, logvar_max)
+    g = _spread(_wide(grad), x_hat, reduction)
+    along_x = g * ((r * q) * q)
+    along_logvar = g * (0.5 - 0.5 * r * r)
+    if logvar is not None:
+        wide = _wide(logvar)
+        along_logvar = torch.where((wide < logvar_min) | (wide > logvar_max), 0.0, along_logvar)
+    layouts = _gaussian_nll_backward_fake(
+        grad, x_hat, x, logvar, sigma, logvar_min, logvar_max, reduction, output_mask
+    )
+    return tuple(  # type: ignore[return-value]
+        _like(v.to(out.dtype), out) if output_mask >> i & 1 else out
+        for i, (v, out) in enumerate(
+            zip((-along_x, along_x, along_logvar), layouts, strict=True)
+        )
+    )
+
+
+def _gaussian_nll_backward_fake(
+    grad: Tensor,
+    x_hat: Tensor,
+    x: Tensor,
+    logvar: Tensor | None,
+    sigma: float,
+    logvar_min: float,
+    logvar_max: float,
+    reduction: int,
+    output_mask: int,
+) -> tuple[Tensor, ...]:
+    likes = (x_hat, x, logvar)
+    return tuple(
+        torch.empty_like(like) if output_mask >> i & 1 and like is not None else x_hat.new_empty(0)
+        for i, like in enumerate(likes)
+    )
+
+
+# ---- backward formulas: which operator, with which arguments
+
+
+def _mask(needs: Sequence[bool]) -> int:
+    return sum(1 << i for i, need in enumerate(needs) if need)
+
+
+def _rsample_formula(
+    args: Args, needs: Sequence[bool], grad_z: Tensor
+) -> tuple[Tensor | None, ...]:
+    _, logvar, key, noise, num_samples, lo, hi = args
+    # Without num_samples the gradient of mu is that of z.
+    from_kernel = (needs[0] and num_samples is not None, needs[1], False, False, needs[3])
+    grads: tuple[Tensor | None, ...] = (None,) * 5
+    if any(from_kernel):
+        # Only the layout of mu matters, and logvar has it: mu need not be kept.
+        grads = rsample_kl_backward(
+            grad_z, None, logvar, logvar, None, None, key, noise, num_samples, 0.0, 0.0, 0.0,
+            lo, hi, _NONE, _mask(from_kernel),
+        )  # fmt: skip
+    grad_mu = (grads[0] if num_samples is not None else grad_z) if needs[0] else None
+    return (
+        grad_mu,
+        grads[1] if needs[1] else None,
+        None,
+        grads[4] if needs[3] else None,
+        None, None, None,
+    )  # fmt: skip
+
+
+def _kl_formula(args: Args, needs: Sequence[bool], grad_kl: Tensor) -> tuple[Tensor | None, ...]:
+    mu, logvar, m2, lv2, m2_value, lv2_value, free_bits, lo, hi, reduction = args
+    wanted = (*needs[:4], False)
+    grads = rsample_kl_backward(
+        None, grad_kl, mu, logvar, m2, lv2, None, None, None, m2_value, lv2_value, free_bits,
+        lo, hi, reduction, _mask(wanted),
+    )  # fmt: skip
+    return (*(g if need else None for g, need in zip(grads, wanted[:4])), *[None] * 6)
+
+
+def _rsample_kl_formula(
+    args: Args, needs: Sequence[bool], grad_z: Tensor | None, grad_kl: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    mu, logvar, m2, lv2, key, noise, m2_value, lv2_value, free_bits, lo, hi, reduction = args
+    wanted = (*needs[:4], needs[5] and grad_z is not None)
+    grads = rsample_kl_backward(
+        grad_z, grad_kl, mu, logvar, m2, lv2, key, noise, None, m2_value, lv2_value, free_bits,
+        lo, hi, reduction, _mask(wanted),
+    )  # fmt: skip
+    found = [g if need else None for g, need in zip(grads, wanted)]
+    return (*found[:4], None, found[4], *[None] * 6)
+
+
+def _bernoulli_nll_formula(
+    args: Args, needs: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    logits, x, reduction = args
+    grads = bernoulli_nll_backward(grad, logits, x, reduction, _mask(needs[:2]))
+    return (*(g if need else None for g, need in zip(grads, needs[:2])), None)
+
+
+def _gaussian_nll_formula(
+    args: Args, needs: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    grads = gaussian_nll_backward(grad, *args, _mask(needs[:3]))
+    return (*(g if need else None for g, need in zip(grads, needs[:3])), *[None] * 4)
+
+
+# ---- samples
+
+
+def layouts(device: torch.device, dtype: torch.dtype, count: int) -> Iterator[tuple[str, list[Tensor]]]:
+    """`count` tensors of one shape in each layout an operator must take."""
+    generator = torch.Generator().manual_seed(0)
+
+    def new(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    yield "contiguous", [new(4, 3, 5, 7) for _ in range(count)]
+    yield "large", [new(3, 5000) for _ in range(count)]
+    yield "small", [new(9, 2) for _ in range(count)]
+    yield "channels_last", [
+        new(2, 6, 4, 8).to(memory_format=torch.channels_last) for _ in range(count)
+    ]
+    yield "chunk", list(new(2, 4 * count, 6, 6).chunk(count, dim=1))
+    yield "mixed", [
+        new(4, 6) if i % 2 == 0 else new(6, 4).t() for i in range(count)
+    ]
+    yield "strided", [new(3, 8, 10)[:, ::2, 1::3] for _ in range(count)]
+    yield "expanded", [new(3, 1, 5).expand(3, 4, 5) for _ in range(count)]
+    yield "5d", [new(2, 3, 2, 4, 2) for _ in range(count)]
+    yield "empty", [new(0, 3) for _ in range(count)]
+    yield "empty_rest", [new(3, 0) for _ in range(count)]
+    yield "0d", [new() for _ in range(count)]
+
+
+def _rsample_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    key = sample_key(device)
+    for name, (mu, logvar, noise) in layouts(device, dtype, 3):
+        yield Sample(name, (mu, logvar, key, None, None, *_NO_CLAMP))
+        yield Sample(f"{name}-noise", (mu, logvar, None, noise, None, -0.5, 0.5))
+        yield Sample(f"{name}-k3", (mu, logvar, key, None, 3, *_NO_CLAMP))
+        if mu.dim():
+            keys = sample_key(device, mu.shape[0])
+            yield Sample(f"{name}-keys", (mu, logvar, keys, None, None, *_NO_CLAMP))
+            yield Sample(f"{name}-keys-k2", (mu, logvar, keys, None, 2, -0.5, 0.5))
+
+
+def _priors(name: str, m2: Tensor, lv2: Tensor) -> tuple[Tensor | None, Tensor | None, float, float]:
+    """Another kind of prior for each layout, each kind with several layouts."""
+    kinds: list[tuple[Tensor | None, Tensor | None, float, float]] = [
+        (None, None, *_STANDARD),
+        (m2, lv2, *_STANDARD),
+        (None, None, 0.25, -0.5),
+        (m2[:1].expand_as(m2) if m2.dim() and m2.shape[0] else m2, None, 0.0, 0.75),
+    ]
+    return kinds[sum(map(ord, name)) % len(kinds)]
+
+
+def _kl_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for name, (mu, logvar, m2, lv2) in layouts(device, dtype, 4):
+        for word, reduction in REDUCTIONS.items():
+            prior = _priors(name + word, m2, lv2)
+            free_bits = 0.3 if word in ("none", "mean") else 0.0
+            clamp = (-0.5, 0.5) if word == "sum" else _NO_CLAMP
+            yield Sample(f"{name}-{word}", (mu, logvar, *prior, free_bits, *clamp, reduction))
+
+
+def _rsample_kl_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for name, (mu, logvar, m2, lv2, noise) in layouts(device, dtype, 5):
+        for word, reduction in REDUCTIONS.items():
+            m2_, lv2_, m2_value, lv2_value = _priors(word + name, m2, lv2)
+            per_sample = mu.dim() > 0 and word in ("sample", "mean")
+            key = None if word == "sum" else sample_key(device, mu.shape[0] if per_sample else None)
+            free_bits, clamp = (0.3, (-0.5, 0.5)) if word == "mean" else (0.0, _NO_CLAMP)
+            yield Sample(
+                f"{name}-{word}",
+                (
+                    mu, logvar, m2_, lv2_, key, noise if key is None else None,
+                    m2_value, lv2_value, free_bits, *clamp, reduction,
+                ),
+            )  # fmt: skip
+
+
+def _upstream(out: Tensor, name: str) -> Tensor:
+    """An upstream gradient: dense, or stride 0 as from `out.sum()`."""
+    generator = torch.Generator().manual_seed(1)
+    if name.startswith(("large", "small")):
+        return torch.full((), 0.5, dtype=out.dtype, device=out.device).expand(out.shape)
+    values = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    return values.to(out.device, out.dtype)
+
+
+def _rsample_kl_backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for case in _rsample_kl_samples(device, dtype):
+        mu, logvar, m2, lv2, key, noise, *rest = case.args
+        reduction = rest[-1]
+        grad_z = _upstream(_z_fake(mu, None), case.id)
+        grad_kl = _upstream(_reduced_fake(mu, reduction), case.id)
+        wanted = (True, True, m2 is not None, lv2 is not None, noise is not None)
+        yield Sample(
+            case.id,
+            (grad_z, grad_kl, mu, logvar, m2, lv2, key, noise, None, *rest, _mask(wanted)),
+        )
+    for case in _kl_samples(device, dtype):
+        mu, logvar, m2, lv2, *rest = case.args
+        grad_kl = _upstream(_reduced_fake(mu, rest[-1]), case.id)
+        mask = _mask((True, True, m2 is not None, lv2 is not None))
+        yield Sample(
+            f"kl-{case.id}",
+            (None, grad_kl, mu, logvar, m2, lv2, None, None, None, *rest, mask),
+        )
+    for case in _rsample_samples(device, dtype):
+        mu, logvar, key, noise, num_samples, lo, hi = case.args
+        grad_z = _upstream(_z_fake(mu, num_samples), case.id)
+        mask = _mask((num_samples is not None, True, False, False, noise is not None))
+        yield Sample(
+            f"rsample-{case.id}",
+            (
+                grad_z, None, logvar, logvar, None, None, key, noise, num_samples,
+                0.0, 0.0, 0.0, lo, hi, _NONE, mask,
+            ),
+        )  # fmt: skip
+
+
+def _bernoulli_nll_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for name, (logits, x) in layouts(device, dtype, 2):
+        for word, reduction in REDUCTIONS.items():
+            yield Sample(f"{name}-{word}", (4.0 * logits, x.sigmoid(), reduction))
+
+
+def _bernoulli_nll_backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for case in _bernoulli_nll_samples(device, dtype):
+        logits, x, reduction = case.args
+        grad = _upstream(_reduced_fake(logits, reduction), case.id)
+        yield Sample(case.id, (grad, logits, x, reduction, 0b01 if "mean" in case.id else 0b11))
+
+
+def _gaussian_nll_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for name, (x_hat, x, logvar) in layouts(device, dtype, 3):
+        for word, reduction in REDUCTIONS.items():
+            yield Sample(f"{name}-{word}", (x_hat, x, None, 0.5, *_NO_CLAMP, reduction))
+            yield Sample(f"{name}-{word}-logvar", (x_hat, x, logvar, 1.0, -0.5, 0.5, reduction))
+
+
+def _gaussian_nll_backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for case in _gaussian_nll_samples(device, dtype):
+        x_hat, logvar, reduction = case.args[0], case.args[2], case.args[-1]
+        grad = _upstream(_reduced_fake(x_hat, reduction), case.id)
+        yield Sample(case.id, (grad, *case.args, 0b011 if logvar is None else 0b111))
+
+
+def _nbytes(*tensors: Tensor | None) -> int:
+    """Bytes of memory behind the tensors' elements; an expanded dimension counts once."""
+    return sum(
+        t.element_size() * math.prod(n for n, s in zip(t.shape, t.stride()) if s)
+        for t in tensors
+        if t is not None
+    )
+
+
+def _moved(op_fake: object, *args: object) -> int:
+    """Bytes of the tensors in and out of a call."""
+    out = op_fake(*args)  # type: ignore[operator]
+    outs = out if isinstance(out, tuple) else (out,)
+    return _nbytes(*(a for a in args if isinstance(a, Tensor)), *outs)
+
+
+def _rsample_fake(
+    mu: Tensor,
+    logvar: Tensor,
+    key: Tensor | None,
+    noise: Tensor | None,
+    num_samples: int | None,
+    logvar_min: float,
+    logvar_max: float,
+) -> Tensor:
+    return _z_fake(mu, num_samples)
+
+
+def _kl_fake(mu: Tensor, *rest: object) -> Tensor:
+    return _reduced_fake(mu, int(rest[-1]))  # type: ignore[call-overload]
+
+
+def _rsample_kl_fake(mu: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mu), _kl_fake(mu, *rest)
+
+
+def _op(schema: str, **spec: object) -> Op:
+    fake = spec["fake"]
+    return Op(schema, bytes_moved=lambda *args: _moved(fake, *args), **spec)  # type: ignore[arg-type]
+
+
+_PRIOR = "Tensor? prior_mu, Tensor? prior_logvar"
+_PRIOR_VALUES = "float prior_mu_value, float prior_logvar_value, float free_bits"
+_CLAMP = "float logvar_min, float logvar_max"
+
+rsample = _op(
+    f"rsample(Tensor mu, Tensor logvar, Tensor? key, Tensor? noise, SymInt? num_samples, {_CLAMP})"
+    " -> Tensor",
+    reference=_rsample_reference,
+    fake=_rsample_fake,
+    samples=_rsample_samples,
+    backward=_rsample_formula,
+    saves=("logvar", "key", "noise"),
+)
+kl = _op(
+    f"kl(Tensor mu, Tensor logvar, {_PRIOR}, {_PRIOR_VALUES}, {_CLAMP}, int reduction) -> Tensor",
+    reference=_kl_reference,
+    fake=_kl_fake,
+    samples=_kl_samples,
+    backward=_kl_formula,
+)
+rsample_kl = _op(
+    f"rsample_kl(Tensor mu, Tensor logvar, {_PRIOR}, Tensor? key, Tensor? noise, {_PRIOR_VALUES},"
+    f" {_CLAMP}, int reduction) -> (Tensor, Tensor)",
+    reference=_rsample_kl_reference,
+    fake=_rsample_kl_fake,
+    samples=_rsample_kl_samples,
+    backward=_rsample_kl_formula,
+)
+rsample_kl_backward = _op(
+    "rsample_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar,"
+    f" {_PRIOR}, Tensor? key, Tensor? noise, SymInt? num_samples, {_PRIOR_VALUES}, {_CLAMP},"
+    " int reduction, int output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference=_rsample_kl_backward_reference,
+    fake=_rsample_kl_backward_fake,
+    samples=_rsample_kl_backward_samples,
+    backward="reference",
+)
+bernoulli_nll = _op(
+    "bernoulli_nll(Tensor logits, Tensor x, int reduction) -> Tensor",
+    reference=_bernoulli_nll_reference,
+    fake=lambda logits, x, reduction: _reduced_fake(logits, reduction),
+    samples=_bernoulli_nll_samples,
+    backward=_bernoulli_nll_formula,
+)
+bernoulli_nll_backward = _op(
+    "bernoulli_nll_backward(Tensor grad, Tensor logits, Tensor x, int reduction, int output_mask)"
+    " -> (Tensor, Tensor)",
+    reference=_bernoulli_nll_backward_reference,
+    fake=_pair_fake,
+    samples=_bernoulli_nll_backward_samples,
+    backward="reference",
+)
+gaussian_nll = _op(
+    f"gaussian_nll(Tensor x_hat, Tensor x, Tensor? logvar, float sigma, {_CLAMP}, int reduction)"
+    " -> Tensor",
+    reference=_gaussian_nll_reference,
+    fake=lambda x_hat, *rest: _reduced_fake(x_hat, rest[-1]),
+    samples=_gaussian_nll_samples,
+    backward=_gaussian_nll_formula,
+)
+gaussian_nll_backward = _op(
+    "gaussian_nll_backward(Tensor grad, Tensor x_hat, Tensor x, Tensor? logvar, float sigma,"
+    f" {_CLAMP}, int reduction, int output_mask) -> (Tensor, Tensor, Tensor)",
+    reference=_gaussian_nll_backward_reference,
+    fake=_gaussian_nll_backward_fake,
+    samples=_gaussian_nll_backward_samples,
+    backward="reference",
+)

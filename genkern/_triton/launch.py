@@ -1,0 +1,229 @@
+"""From tensors of any strides to a grid: what the host does before a kernel runs.
+
+The tensors of a call, all of one logical shape, are coalesced together: neighbouring dimensions
+merge where they do so in every tensor. The innermost that is left becomes the columns, the others
+the rows of a two-dimensional form, and a program works on a tile of it. Contiguous tensors, the
+halves of a chunk and expanded gradients thus have columns of stride 1 (or 0), read and written
+128 bits at a time; any other layout works the same way, one element at a time, without a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# Elements a program works on: 8 a thread with 4 warps of 32, so that 16-bit types too fill a
+# 128-bit access.
+TILE = 1024
+
+NONE, MEAN, SUM, BATCHMEAN, SAMPLE = range(5)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in Python, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+def unavailable_reason() -> str | None:
+    """Why Triton cannot be used here, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not interpreted() and not torch.cuda.is_available():
+        return "no GPU that torch can use was found (TRITON_INTERPRET=1 runs kernels on the CPU)"
+    return None
+
+
+def refuses(*args: Any) -> str | None:
+    """Why Triton cannot run on these arguments, or None."""
+    for a in args:
+        if isinstance(a, Tensor) and a.device.type != ("cpu" if interpreted() else "cuda"):
+            return f"a tensor is on {a.device}"
+    return None
+
+
+class Form(NamedTuple):
+    """The two-dimensional form of a call's tensors, as kernels see it.
+
+    Attributes:
+        rows: Number of rows; None for one.
+        columns: Number of columns, in units of the constant VECTOR.
+        column_tiles: Number of tiles in a row.
+        sizes: Sizes of the dimensions that make up the rows, inner ones first, without the outermost.
+    """
+
+    rows: int | None
+    columns: int
+    column_tiles: int
+    sizes: tuple[int, ...]
+
+
+class Operand(NamedTuple):
+    """A tensor with its strides in the form.
+
+    Attributes:
+        outer: Strides of the dimensions that make up the rows, inner ones first.
+        inner: Stride of the columns; None for 0.
+        draw: Stride of the draws, in a tensor that has this dimension (`num_samples`).
+    """
+
+    tensor: Tensor
+    outer: tuple[int, ...]
+    inner: int | None
+    draw: int | None
+
+
+class Stream(NamedTuple):
+    """A key, and where in its stream the form's elements are.
+
+    Attributes:
+        word: Stride from a key's seed to its offset.
+        per_sample: Strides of the rows in a (B, 2) key; None for one key for all.
+        index: Strides of the rows in the stream; the columns follow each other.
+        draw: Stride of the draws in the stream.
+    """
+
+    key: Tensor
+    word: int
+    per_sample: tuple[int, ...] | None
+    index: tuple[int, ...]
+    draw: int | None
+
+
+class Tiles:
+    """The form and the tiling of a call.
+
+    Args:
+        shape: The tensors' common shape, without draws.
+        tensors: Every tensor of the call; those with one dimension more than `shape` have the
+            draws first.
+        key: The key of noise drawn in the kernel: keeps the elements in their logical order.
+        by_sample: Keep different samples in different rows, for sums over samples.
+
+    Attributes:
+        form: What kernels need to know.
+        programs: How many programs cover the form.
+        rows: Number of rows.
+        meta: The kernels' constants.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        tensors: Sequence[Tensor | None],
+        key: Tensor | None = None,
+        by_sample: bool = False,
+    ) -> None:
+        self._dim = len(shape)
+        self._shape = tuple(shape) or (1,)
+        self._key = key
+        self._pinned = by_sample or (key is not None and key.dim() == 2)
+        strides = [self._strides(t) for t in tensors if t is not None]
+        order = [d for d in reversed(range(len(self._shape))) if self._shape[d] != 1]
+        if key is None:
+            # Memory order, so that channels-last tensors too have columns of stride 1.
+            order.sort(key=lambda d: (d == 0 and self._pinned, max(s[d] for s in strides)))
+        self._columns, *self._outer = self._coalesce(order, strides)
+
+        columns = self._size(self._columns)
+        outer = [self._size(group) for group in self._outer]
+        self.rows = math.prod(outer)
+        tile_columns = max(4, min(TILE, _next_power_of_2(columns)))
+        tile_rows = min(TILE // tile_columns, _next_power_of_2(self.rows))
+        self.column_tiles = -(-columns // tile_columns)
+        self.programs = -(-self.rows // tile_rows) * self.column_tiles
+        # Triton by itself recognises only numbers that 16 divides.
+        vector = math.gcd(16, columns, *(n for s in strides for n in self._row_strides(s)))
+        self.form = Form(
+            self.rows if self.rows > 1 else None,
+            columns // vector,
+            self.column_tiles,
+            tuple(outer[:-1]),
+        )
+        self.meta = {"ROWS": tile_rows, "COLUMNS": tile_columns, "VECTOR": vector}
+
+    def operand(self, tensor: Tensor | None) -> Operand | None:
+        """A tensor as kernels take it."""
+        if tensor is None:
+            return None
+        strides = self._strides(tensor)
+        inner = strides[self._columns[0]] if self._columns else 1
+        draw = tensor.stride(0) if tensor.dim() > self._dim else None
+        return Operand(tensor, self._row_strides(strides), inner or None, draw)
+
+    def stream(self, key: Tensor | None, draws: int | None = None) -> Stream | None:
+        """A key as kernels take it, for the elements of `draws` tensors of the call's shape."""
+        if key is None:
+            return None
+        index = [math.prod(self._shape[d + 1 :]) for d in range(len(self._shape))]
+        size = math.prod(self._shape)
+        per_sample = None
+        if key.dim() == 2:
+            size = index[0]
+            index[0] = 0
+            keys = (key.stride(0),) + (0,) * (len(self._shape) - 1)
+            per_sample = self._row_strides(keys)
+        return Stream(
+            key.view(torch.int64),
+            key.stride(-1),
+            per_sample,
+            self._row_strides(tuple(index)),
+            None if draws is None else size,
+        )
+
+    def _strides(self, tensor: Tensor) -> tuple[int, ...]:
+        return tensor.stride()[-self._dim :] if self._dim else (1,)
+
+    def _size(self, group: list[int]) -> int:
+        return math.prod(self._shape[d] for d in group)
+
+    def _row_strides(self, strides: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(strides[group[0]] for group in self._outer) or (0,)
+
+    def _coalesce(self, order: list[int], strides: list[tuple[int, ...]]) -> list[list[int]]:
+        """Groups of dimensions, inner ones first, that each are one dimension in every tensor."""
+        groups: list[list[int]] = [[]]
+        for d in order:
+            group = groups[-1]
+            size = self._size(group)
+            if self._pinned and d == 0:
+                groups.append([d])
+            elif not group or all(s[d] == s[group[0]] * size for s in strides):
+                group.append(d)
+            else:
+                groups.append([d])
+        return groups
+
+
+def _next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def block_aligned(stream: Stream | None, dtype: torch.dtype) -> bool:
+    """Whether every row of the stream starts with the first element of a Philox block."""
+    if stream is None:
+        return True
+    per_block = 2 if dtype == torch.float64 else 4
+    return all(n % per_block == 0 for n in (*stream.index, stream.draw or 0))
+
+
+def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **meta: Any) -> None:
+    """Runs `programs` programs of a kernel on the current stream of `device`.
+
+    Contraction is off because noise must have the same bits everywhere.
+    """
+    if programs == 0:
+        return
+    on_device = (
+        contextlib.nullcontext()
+        if device.type == "cpu"
+        else torch.accelerator.device_index(device.index)
+    )
+    with on_device:
+        kernel[(programs,)](*args, **meta, num_warps=4, enable_fp_fusion=False)

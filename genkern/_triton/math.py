@@ -1,0 +1,89 @@
+"""Elementary functions in Triton: csrc/include/genkern/math.h.
+
+float32 has own polynomials, because `tl.exp` compiles to an approximation whose error grows with
+the argument; float64 has `tl.exp` and `tl.log`, which compile to the vendor's accurate functions.
+"""
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+import triton
+import triton.language as tl
+
+from genkern._triton.normal import log1p_double
+
+
+@triton.jit
+def clamp(x, lo, hi):
+    """lo <= x <= hi, NaN kept."""
+    return tl.where(x < lo, lo, tl.where(x > hi, hi, x))
+
+
+@triton.jit
+def exp(x):
+    """e^x within 1.1 ulp, with overflow to infinity, gradual underflow and NaN kept."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        y = clamp(x, -104.0, 89.0)
+        shifted = tl.fma(y, 1.4426950216293335, 12582912.0)
+        n = shifted - 12582912.0
+        r = tl.fma(n, -1.428606765330187e-06, tl.fma(n, -0.693145751953125, y))
+        p = tl.fma(r, 0.001381459878757596, 0.008368716575205326)
+        p = tl.fma(p, r, 0.04166838899254799)
+        p = tl.fma(p, r, 0.1666652113199234)
+        p = tl.fma(p, r, 0.4999999403953552)
+        p = tl.fma(p * r, r, r) + 1.0
+        k = shifted.to(tl.int32, bitcast=True) - 0x4B400000
+        half = k >> 1
+        scale1 = ((half + 127) << 23).to(tl.float32, bitcast=True)
+        scale2 = ((k - half + 127) << 23).to(tl.float32, bitcast=True)
+        return (p * scale1) * scale2
+
+
+@triton.jit
+def exp_saturated(x):
+    """e^x, saturated where it would be infinite: 0 times it is 0."""
+    if x.dtype == tl.float64:
+        return exp(tl.where(x > 709.0, 709.0, x))
+    else:
+        return exp(tl.where(x > 88.0, 88.0, x))
+
+
+@triton.jit
+def expm1_minus(x, e):
+    """expm1(x) - x, given e = e^x. It cancels near 0, hence the series."""
+    if x.dtype == tl.float64:
+        p = x * (1.0 / 1307674368000.0) + 1.0 / 87178291200.0
+        p = p * x + 1.0 / 6227020800.0
+        p = p * x + 1.0 / 479001600.0
+        p = p * x + 1.0 / 39916800.0
+        p = p * x + 1.0 / 3628800.0
+        p = p * x + 1.0 / 362880.0
+        p = p * x + 1.0 / 40320.0
+        p = p * x + 1.0 / 5040.0
+        p = p * x + 1.0 / 720.0
+        p = p * x + 1.0 / 120.0
+        p = p * x + 1.0 / 24.0
+        p = p * x + 1.0 / 6.0
+        p = p * x + 0.5
+    else:
+        p = tl.fma(x, 0.0001987562864087522, 0.0013981997035443783)
+        p = tl.fma(p, x, 0.008333452045917511)
+        p = tl.fma(p, x, 0.04166579619050026)
+        p = tl.fma(p, x, 0.1666666567325592)
+        p = tl.fma(p, x, 0.5)
+    return tl.where((x > -0.5) & (x < 0.5), x * x * p, e - 1.0 - x)
+
+
+@triton.jit
+def log1p_exp(e):
+    """log(1 + e) for e in [0, 1]."""
+    if e.dtype == tl.float64:
+        return log1p_double(e)
+    else:
+        s = tl.div_rn(e, e + 2.0)
+        q = s * s
+        p = tl.fma(q, 0.2817833125591278, 0.27960604429244995)
+        p = tl.fma(p, q, 0.40024909377098083)
+        p = tl.fma(p, q, 0.6666631698608398)
+        p = tl.fma(p, q, 2.0)
+        return p * s

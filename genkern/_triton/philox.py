@@ -1,0 +1,42 @@
+"""Philox4x32-10 in Triton: csrc/include/genkern/philox.h."""
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+import triton
+import triton.language as tl
+
+M0 = tl.constexpr(0xD2511F53)
+M1 = tl.constexpr(0xCD9E8D57)
+W0 = tl.constexpr(0x9E3779B9)
+W1 = tl.constexpr(0xBB67AE85)
+ROUNDS = tl.constexpr(10)
+
+
+@triton.jit
+def words_of(x):
+    """The low and the high 32 bits of a 64-bit integer."""
+    x = x.to(tl.uint64)
+    return x.to(tl.uint32), (x >> 32).to(tl.uint32)
+
+
+@triton.jit
+def philox_block(seed, offset, index):
+    """Block `index` of a key's stream: four uint32 words."""
+    k0, k1 = words_of(seed)
+    c0, c1 = words_of(offset.to(tl.uint64) + index.to(tl.uint64))
+    c2 = tl.zeros_like(c0)
+    c3 = c2
+    for _ in tl.static_range(ROUNDS):
+        a = c0
+        b = c2
+        c0 = tl.umulhi(b, M1) ^ c1 ^ k0
+        c1 = b * tl.full((), M1, tl.uint32)
+        c2 = tl.umulhi(a, M0) ^ c3 ^ k1
+        c3 = a * tl.full((), M0, tl.uint32)
+        k0 += tl.full((), W0, tl.uint32)
+        k1 += tl.full((), W1, tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def join_words(high, low):
+    return (high.to(tl.uint64) << 32) | low.to(tl.uint64)

@@ -1,0 +1,78 @@
+"""Sums in an order that the shapes and strides fix: a partial a tile, then a second launch."""
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from genkern._triton.launch import BATCHMEAN, MEAN, SAMPLE, TILE, Tiles, launch
+
+
+@triton.jit
+def store_partial(partial, value, row, mask, form, BY_ROW: tl.constexpr):
+    """Sums the tile: to one number, or with BY_ROW to one a row."""
+    value = tl.where(mask, value, 0.0)
+    program = tl.program_id(0)
+    if BY_ROW:
+        pointers = partial + row * form.column_tiles + program % form.column_tiles
+        exists = row >= 0
+        if form.rows is not None:
+            exists = row < form.rows
+        tl.store(pointers, tl.sum(value, axis=1), mask=exists)
+    else:
+        tl.store(partial + program, tl.sum(tl.sum(value, axis=1), axis=0))
+
+
+@triton.jit
+def sum_rows_kernel(
+    partial, total, rows, columns, count, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """total[r] = (sum of partial[r, :]) / count, in float64: a lane takes its columns in order."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    sums = tl.zeros((ROWS, COLUMNS), tl.float64)
+    for start in range(0, columns, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        mask = (row < rows)[:, None] & (column < columns)[None, :]
+        x = tl.load(partial + row[:, None] * columns + column[None, :], mask=mask, other=0.0)
+        sums += x.to(tl.float64)
+    result = tl.sum(sums, axis=1) / tl.full((), count, tl.float64)
+    tl.store(total + row, result.to(total.dtype.element_ty), mask=row < rows)
+
+
+def divisor(shape: Sequence[int], reduction: int) -> int:
+    """What a reduction divides its sum by."""
+    batch = shape[0] if shape else 1
+    numel = torch.Size(shape).numel()
+    return {MEAN: numel, BATCHMEAN: batch}.get(reduction, 1)
+
+
+def new_partial(like: Tensor, tiles: Tiles, reduction: int) -> Tensor:
+    """Room for what `store_partial` stores."""
+    count = tiles.rows * tiles.column_tiles if reduction == SAMPLE else tiles.programs
+    return like.new_empty(count, dtype=sum_dtype(like))
+
+
+def sum_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of sums over a tensor."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def finish(partial: Tensor, shape: Sequence[int], reduction: int) -> Tensor:
+    """The reduced value from a call's partials."""
+    rows = (shape[0] if shape else 1) if reduction == SAMPLE else 1
+    if reduction == SAMPLE and partial.numel() == rows:
+        return partial
+    total = partial.new_empty((rows,) if reduction == SAMPLE else ())
+    if rows:
+        columns = partial.numel() // rows
+        tile_columns = min(TILE, triton.next_power_of_2(max(columns, 1)))
+        tile_rows = TILE // tile_columns
+        launch(
+            sum_rows_kernel, triton.cdiv(rows, tile_rows), partial.device,
+            partial, total, rows, columns, divisor(shape, reduction),
+            ROWS=tile_rows, COLUMNS=tile_columns,
+        )  # fmt: skip
+    return total

@@ -1,0 +1,85 @@
+"""What every kernel does around its mathematics: find its tile, load, draw noise, store.
+
+A program works on a tile of ROWS x COLUMNS elements of the tensors' common two-dimensional form,
+which `genkern._triton.launch.Form` describes. Offsets are int64 before any multiplication.
+"""
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+import triton
+import triton.language as tl
+
+from genkern._triton.normal import noise_tile
+
+
+@triton.jit
+def this_tile(form, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
+    """This program's rows, its first column, and which of its elements exist."""
+    program = tl.program_id(0)
+    column = tl.arange(0, COLUMNS)[None, :]
+    if form.rows is None:
+        row = tl.zeros((ROWS,), tl.int64)
+        start = program.to(tl.int64) * COLUMNS
+        mask = start + column < form.columns * VECTOR
+    else:
+        row = (program // form.column_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        start = (program % form.column_tiles).to(tl.int64) * COLUMNS
+        mask = (row < form.rows)[:, None] & (start + column < form.columns * VECTOR)
+    return row, start, mask
+
+
+@triton.jit
+def row_offset(strides, row, form, VECTOR: tl.constexpr):
+    """Where each row starts, (ROWS, 1); for a row that does not exist, where the last one does."""
+    rest = row
+    if form.rows is not None:
+        rest = tl.minimum(row, form.rows - 1)
+    offset = tl.zeros_like(row)
+    for i in tl.static_range(len(form.sizes)):
+        offset += rest % form.sizes[i] * strides[i]
+        rest = rest // form.sizes[i]
+    offset += rest * strides[len(form.sizes)]
+    return tl.multiple_of(offset, VECTOR)[:, None]
+
+
+@triton.jit
+def address(x, row, start, mask, form, draw, VECTOR: tl.constexpr):
+    """Pointers to the tile; (ROWS, 1) if the operand is the same in all columns."""
+    first = x.tensor + row_offset(x.outer, row, form, VECTOR)
+    if x.draw is not None:
+        first += draw.to(tl.int64) * x.draw
+    if x.inner is None:
+        return first
+    else:
+        return first + (start + tl.arange(0, mask.shape[1])[None, :]) * x.inner
+
+
+@triton.jit
+def load(x, row, start, mask, form, T: tl.constexpr, VECTOR: tl.constexpr, draw=0):
+    pointers = address(x, row, start, mask, form, draw, VECTOR)
+    if x.inner is None:
+        return tl.load(pointers).to(T)
+    else:
+        return tl.load(pointers, mask=mask, other=0.0).to(T)
+
+
+@triton.jit
+def store(x, value, row, start, mask, form, VECTOR: tl.constexpr, draw=0):
+    pointers = address(x, row, start, mask, form, draw, VECTOR)
+    tl.store(pointers, value.to(x.tensor.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def noise(
+    stream, row, start, form, draw, T: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCKS: tl.constexpr, NORMAL: tl.constexpr,
+):  # fmt: skip
+    """The tile's noise from a key, at each element's index in its stream."""
+    key = stream.key
+    if stream.per_sample is not None:
+        key += row_offset(stream.per_sample, row, form, 1)
+    index = row_offset(stream.index, row, form, 1) + start
+    if stream.draw is not None:
+        index += draw.to(tl.int64) * stream.draw
+    return noise_tile(
+        tl.load(key), tl.load(key + stream.word), index, COLUMNS, T, BLOCKS, NORMAL
+    )

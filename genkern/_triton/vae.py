@@ -1,0 +1,501 @@
+"""The VAE family in Triton: csrc/include/genkern/vae.h, and equations in docs/vae.md."""
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from genkern._triton.launch import NONE, SAMPLE, Tiles, block_aligned, launch
+from genkern._triton.math import clamp, exp, exp_saturated, expm1_minus, log1p_exp
+from genkern._triton.reduce import divisor, finish, new_partial, store_partial
+from genkern._triton.tile import load, noise, store, this_tile
+
+# ---- one element
+
+
+@triton.jit
+def clamp_gradient(x, gradient, lo, hi):
+    """`gradient` where x is inside or at the bounds, 0 outside; NaN counts as inside."""
+    return tl.where((x < lo) | (x > hi), 0.0, gradient)
+
+
+@triton.jit
+def standard_deviation(l):
+    return exp(l * 0.5)
+
+
+@triton.jit
+def reparameterise(mu, sigma, eps):
+    return tl.fma(sigma, eps, mu)
+
+
+@triton.jit
+def kl_standard(mu, l, sigma):
+    """The KL against N(0, 1), and its derivatives by mu, logvar and prior_logvar."""
+    g = expm1_minus(l, sigma * sigma)
+    derivative = (l + g) * 0.5
+    return tl.fma(mu, mu, g) * 0.5, mu, derivative, -tl.fma(mu * 0.5, mu, derivative)
+
+
+@triton.jit
+def kl_prior(mu, l, m2, lv2):
+    """The KL against N(m2, e^lv2), and its derivatives by mu, logvar and prior_logvar."""
+    d = l - lv2
+    g = expm1_minus(d, exp(d))
+    # In two steps, by e^(-lv2/4) kept finite: 0 times infinity would make a NaN.
+    q = exp_saturated(lv2 * -0.25)
+    s = ((mu - m2) * q) * q
+    derivative = (d + g) * 0.5
+    return tl.fma(s, s, g) * 0.5, (s * q) * q, derivative, -tl.fma(s * 0.5, s, derivative)
+
+
+@triton.jit
+def with_free_bits(kl, free_bits):
+    return tl.where(kl < free_bits, free_bits, kl)
+
+
+@triton.jit
+def free_bits_gradient(kl, gradient, free_bits):
+    return tl.where(kl < free_bits, 0.0, gradient)
+
+
+@triton.jit
+def bernoulli_value(logit, x):
+    """-log Bernoulli(x; sigmoid(logit)), and its derivative by the logit."""
+    positive = logit > 0.0
+    e = exp(tl.where(positive, -logit, logit))
+    value = tl.fma(-logit, x, tl.where(positive, logit, 0.0)) + log1p_exp(e)
+    return value, tl.div_rn(tl.where(positive, 1.0, e), e + 1.0) - x
+
+
+LOG_2_PI = tl.constexpr(1.8378770664093454836)
+
+
+@triton.jit
+def gaussian_value(x_hat, x, l):
+    """-log N(x; x_hat, e^l), and its derivatives by x and l."""
+    q = exp_saturated(l * -0.25)
+    r = ((x - x_hat) * q) * q
+    half_square = r * 0.5 * r
+    return half_square + (l + LOG_2_PI) * 0.5, (r * q) * q, 0.5 - half_square
+
+
+@triton.jit
+def gaussian_value_sigma(x_hat, x, inverse_sigma, half_log_2_pi_variance):
+    """The same for a fixed sigma: the value and its derivative by x."""
+    r = (x - x_hat) * inverse_sigma
+    return tl.fma(r * 0.5, r, half_log_2_pi_variance), r * inverse_sigma
+
+
+# ---- kernels
+
+
+@triton.jit
+def noise_or_load(
+    given, stream, row, start, mask, form, draw, T: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):  # fmt: skip
+    if stream is None:
+        return load(given, row, start, mask, form, T, VECTOR, draw)
+    else:
+        return noise(stream, row, start, form, draw, T, mask.shape[1], BLOCKS, True)
+
+
+@triton.jit
+def kl_of_tile(
+    mu, l, sigma, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
+    row, start, mask, form, T: tl.constexpr, VECTOR: tl.constexpr, STANDARD: tl.constexpr,
+):  # fmt: skip
+    if STANDARD:
+        return kl_standard(mu, l, sigma)
+    else:
+        if prior_mu is None:
+            m2 = tl.full((1, 1), prior_mu_value, T)
+        else:
+            m2 = load(prior_mu, row, start, mask, form, T, VECTOR)
+        if prior_logvar is None:
+            lv2 = tl.full((1, 1), prior_logvar_value, T)
+        else:
+            lv2 = load(prior_logvar, row, start, mask, form, T, VECTOR)
+        return kl_prior(mu, l, m2, lv2)
+
+
+@triton.jit
+def posterior_kernel(
+    mu, logvar, prior_mu, prior_logvar, given, stream, z, kl, partial, form, draws,
+    prior_mu_value: tl.float64, prior_logvar_value: tl.float64, free_bits: tl.float64,
+    logvar_min: tl.float64, logvar_max: tl.float64,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr, STANDARD: tl.constexpr, BY_ROW: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    m = load(mu, row, start, mask, form, T, VECTOR)
+    l = load(logvar, row, start, mask, form, T, VECTOR)
+    l = clamp(l, tl.full((), logvar_min, T), tl.full((), logvar_max, T))
+    sigma = standard_deviation(l)
+    if z is not None:
+        for draw in range(draws):
+            eps = noise_or_load(given, stream, row, start, mask, form, draw, T, VECTOR, BLOCKS)
+            store(z, reparameterise(m, sigma, eps), row, start, mask, form, VECTOR, draw)
+    if kl is not None or partial is not None:
+        value, _, _, _ = kl_of_tile(
+            m, l, sigma, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
+            row, start, mask, form, T, VECTOR, STANDARD,
+        )  # fmt: skip
+        value = with_free_bits(value, tl.full((), free_bits, T))
+        if kl is not None:
+            store(kl, value, row, start, mask, form, VECTOR)
+        else:
+            store_partial(partial, value, row, mask, form, BY_ROW)
+
+
+@triton.jit
+def add_compensated(total, lost, x):
+    """Kahan's sum, so that the error does not grow with the number of draws."""
+    y = x - lost
+    new = total + y
+    return new, (new - total) - y
+
+
+@triton.jit
+def posterior_backward_kernel(
+    grad_z, grad_kl, divisor, mu, logvar, prior_mu, prior_logvar, given, stream,
+    grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar, grad_noise, form, draws,
+    prior_mu_value: tl.float64, prior_logvar_value: tl.float64, free_bits: tl.float64,
+    logvar_min: tl.float64, logvar_max: tl.float64,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr, STANDARD: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    m = load(mu, row, start, mask, form, T, VECTOR)
+    raw = load(logvar, row, start, mask, form, T, VECTOR)
+    lo = tl.full((), logvar_min, T)
+    hi = tl.full((), logvar_max, T)
+    l = clamp(raw, lo, hi)
+    sigma = standard_deviation(l)
+    g_mu = tl.zeros((ROWS, COLUMNS), T)
+    g_logvar = tl.zeros((ROWS, COLUMNS), T)
+    if grad_z is not None:
+        lost_mu = tl.zeros((ROWS, COLUMNS), T)
+        lost_logvar = tl.zeros((ROWS, COLUMNS), T)
+        for draw in range(draws):
+            gz = load(grad_z, row, start, mask, form, T, VECTOR, draw)
+            if grad_mu is not None:
+                g_mu, lost_mu = add_compensated(g_mu, lost_mu, gz)
+            if grad_logvar is not None:
+                eps = noise_or_load(given, stream, row, start, mask, form, draw, T, VECTOR, BLOCKS)
+                g_logvar, lost_logvar = add_compensated(g_logvar, lost_logvar, gz * eps)
+            if grad_noise is not None:
+                store(grad_noise, gz * sigma, row, start, mask, form, VECTOR, draw)
+        g_logvar = g_logvar * sigma * 0.5
+    if grad_kl is not None:
+        value, by_mu, by_logvar, by_prior_logvar = kl_of_tile(
+            m, l, sigma, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
+            row, start, mask, form, T, VECTOR, STANDARD,
+        )  # fmt: skip
+        gk = tl.div_rn(
+            load(grad_kl, row, start, mask, form, T, VECTOR), tl.full((1, 1), divisor, T)
+        )
+        gk = free_bits_gradient(value, gk, tl.full((), free_bits, T))
+        g_mu += gk * by_mu
+        g_logvar += gk * by_logvar
+        if grad_prior_mu is not None:
+            store(grad_prior_mu, -gk * by_mu, row, start, mask, form, VECTOR)
+        if grad_prior_logvar is not None:
+            store(grad_prior_logvar, gk * by_prior_logvar, row, start, mask, form, VECTOR)
+    if grad_mu is not None:
+        store(grad_mu, g_mu, row, start, mask, form, VECTOR)
+    if grad_logvar is not None:
+        store(grad_logvar, clamp_gradient(raw, g_logvar, lo, hi), row, start, mask, form, VECTOR)
+
+
+@triton.jit
+def bernoulli_nll_kernel(
+    logits, x, nll, partial, form,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    BY_ROW: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    logit = load(logits, row, start, mask, form, T, VECTOR)
+    target = load(x, row, start, mask, form, T, VECTOR)
+    value, _ = bernoulli_value(logit, target)
+    if nll is not None:
+        store(nll, value, row, start, mask, form, VECTOR)
+    else:
+        store_partial(partial, value, row, mask, form, BY_ROW)
+
+
+@triton.jit
+def bernoulli_nll_backward_kernel(
+    grad, divisor, logits, x, grad_logits, grad_x, form,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    g = load(grad, row, start, mask, form, T, VECTOR)
+    g = tl.div_rn(g, tl.full((1, 1), divisor, T))
+    logit = load(logits, row, start, mask, form, T, VECTOR)
+    if grad_logits is not None:
+        target = load(x, row, start, mask, form, T, VECTOR)
+        _, by_logit = bernoulli_value(logit, target)
+        store(grad_logits, g * by_logit, row, start, mask, form, VECTOR)
+    if grad_x is not None:
+        store(grad_x, g * -logit, row, start, mask, form, VECTOR)
+
+
+@triton.jit
+def gaussian_nll_kernel(
+    x_hat, x, logvar, nll, partial, form,
+    inverse_sigma: tl.float64, half_log_2_pi_variance: tl.float64,
+    logvar_min: tl.float64, logvar_max: tl.float64,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    BY_ROW: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    mean = load(x_hat, row, start, mask, form, T, VECTOR)
+    target = load(x, row, start, mask, form, T, VECTOR)
+    if logvar is None:
+        value, _ = gaussian_value_sigma(
+            mean, target, tl.full((), inverse_sigma, T), tl.full((), half_log_2_pi_variance, T)
+        )
+    else:
+        l = load(logvar, row, start, mask, form, T, VECTOR)
+        l = clamp(l, tl.full((), logvar_min, T), tl.full((), logvar_max, T))
+        value, _, _ = gaussian_value(mean, target, l)
+    if nll is not None:
+        store(nll, value, row, start, mask, form, VECTOR)
+    else:
+        store_partial(partial, value, row, mask, form, BY_ROW)
+
+
+@triton.jit
+def gaussian_nll_backward_kernel(
+    grad, divisor, x_hat, x, logvar, grad_x_hat, grad_x, grad_logvar, form,
+    inverse_sigma: tl.float64, logvar_min: tl.float64, logvar_max: tl.float64,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    g = load(grad, row, start, mask, form, T, VECTOR)
+    g = tl.div_rn(g, tl.full((1, 1), divisor, T))
+    mean = load(x_hat, row, start, mask, form, T, VECTOR)
+    target = load(x, row, start, mask, form, T, VECTOR)
+    if logvar is None:
+        inverse = tl.full((), inverse_sigma, T)
+        _, by_x = gaussian_value_sigma(mean, target, inverse, inverse)
+    else:
+        raw = load(logvar, row, start, mask, form, T, VECTOR)
+        lo = tl.full((), logvar_min, T)
+        hi = tl.full((), logvar_max, T)
+        _, by_x, by_logvar = gaussian_value(mean, target, clamp(raw, lo, hi))
+        if grad_logvar is not None:
+            g_logvar = clamp_gradient(raw, g * by_logvar, lo, hi)
+            store(grad_logvar, g_logvar, row, start, mask, form, VECTOR)
+    if grad_x_hat is not None:
+        store(grad_x_hat, -g * by_x, row, start, mask, form, VECTOR)
+    if grad_x is not None:
+        store(grad_x, g * by_x, row, start, mask, form, VECTOR)
+
+
+# ---- launchers
+
+
+def rsample(
+    mu: Tensor, logvar: Tensor, key: Tensor | None, noise: Tensor | None,
+    num_samples: int | None, logvar_min: float, logvar_max: float,
+) -> Tensor:  # fmt: skip
+    z = _new_z(mu, num_samples)
+    _posterior(
+        mu, logvar, None, None, key, noise, num_samples, 0.0, 0.0, 0.0, logvar_min, logvar_max,
+        NONE, z, None,
+    )  # fmt: skip
+    return z
+
+
+def kl(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None,
+    prior_mu_value: float, prior_logvar_value: float, free_bits: float,
+    logvar_min: float, logvar_max: float, reduction: int,
+) -> Tensor:  # fmt: skip
+    out = torch.empty_like(mu) if reduction == NONE else None
+    partial = _posterior(
+        mu, logvar, prior_mu, prior_logvar, None, None, None, prior_mu_value, prior_logvar_value,
+        free_bits, logvar_min, logvar_max, reduction, None, out,
+    )  # fmt: skip
+    return _value(out, partial, mu, reduction)
+
+
+def rsample_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None,
+    key: Tensor | None, noise: Tensor | None,
+    prior_mu_value: float, prior_logvar_value: float, free_bits: float,
+    logvar_min: float, logvar_max: float, reduction: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    z = _new_z(mu, None)
+    out = torch.empty_like(mu) if reduction == NONE else None
+    partial = _posterior(
+        mu, logvar, prior_mu, prior_logvar, key, noise, None, prior_mu_value, prior_logvar_value,
+        free_bits, logvar_min, logvar_max, reduction, z, out,
+    )  # fmt: skip
+    return z, _value(out, partial, mu, reduction)
+
+
+def rsample_kl_backward(
+    grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, logvar: Tensor,
+    prior_mu: Tensor | None, prior_logvar: Tensor | None,
+    key: Tensor | None, noise: Tensor | None, num_samples: int | None,
+    prior_mu_value: float, prior_logvar_value: float, free_bits: float,
+    logvar_min: float, logvar_max: float, reduction: int, output_mask: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    likes = (mu, logvar, prior_mu, prior_logvar, noise)
+    sources = (True, True, grad_kl is not None, grad_kl is not None, grad_z is not None)
+    outputs = [
+        _gradient(like, output_mask >> i & 1, flows)
+        for i, (like, flows) in enumerate(zip(likes, sources, strict=True))
+    ]
+    written = [g if flows else None for g, flows in zip(outputs, sources, strict=True)]
+    if not output_mask & 0b10:
+        key = None  # only the gradient of logvar needs the noise
+    given = noise if key is None and output_mask & 0b10 else None
+    spread = _spread(grad_kl, mu, reduction)
+    tiles = Tiles(
+        mu.shape,
+        [grad_z, spread, mu, logvar, prior_mu, prior_logvar, given, *written],
+        key,
+    )
+    stream = tiles.stream(key, num_samples)
+    launch(
+        posterior_backward_kernel, tiles.programs, mu.device,
+        tiles.operand(grad_z), tiles.operand(spread), divisor(mu.shape, reduction),
+        *map(tiles.operand, (mu, logvar, prior_mu, prior_logvar, given)), stream,
+        *map(tiles.operand, written), tiles.form, 1 if num_samples is None else num_samples,
+        prior_mu_value, prior_logvar_value, free_bits, logvar_min, logvar_max,
+        T=_arithmetic(mu), **tiles.meta, BLOCKS=block_aligned(stream, mu.dtype),
+        STANDARD=_standard(prior_mu, prior_logvar, prior_mu_value, prior_logvar_value),
+    )  # fmt: skip
+    return tuple(mu.new_empty(0) if g is None else g for g in outputs)
+
+
+def bernoulli_nll(logits: Tensor, x: Tensor, reduction: int) -> Tensor:
+    out = torch.empty_like(logits) if reduction == NONE else None
+    tiles = Tiles(logits.shape, [logits, x, out], by_sample=reduction == SAMPLE)
+    partial = None if out is not None else new_partial(logits, tiles, reduction)
+    launch(
+        bernoulli_nll_kernel, tiles.programs, logits.device,
+        *map(tiles.operand, (logits, x, out)), partial, tiles.form,
+        T=_arithmetic(logits), **tiles.meta, BY_ROW=reduction == SAMPLE,
+    )  # fmt: skip
+    return _value(out, partial, logits, reduction)
+
+
+def bernoulli_nll_backward(
+    grad: Tensor, logits: Tensor, x: Tensor, reduction: int, output_mask: int
+) -> tuple[Tensor, ...]:
+    outputs = [_gradient(t, output_mask >> i & 1) for i, t in enumerate((logits, x))]
+    spread = _spread(grad, logits, reduction)
+    tiles = Tiles(logits.shape, [spread, logits, x, *outputs])
+    launch(
+        bernoulli_nll_backward_kernel, tiles.programs, logits.device,
+        tiles.operand(spread), divisor(logits.shape, reduction),
+        *map(tiles.operand, (logits, x, *outputs)), tiles.form,
+        T=_arithmetic(logits), **tiles.meta,
+    )  # fmt: skip
+    return tuple(logits.new_empty(0) if g is None else g for g in outputs)
+
+
+def gaussian_nll(
+    x_hat: Tensor, x: Tensor, logvar: Tensor | None, sigma: float,
+    logvar_min: float, logvar_max: float, reduction: int,
+) -> Tensor:  # fmt: skip
+    out = torch.empty_like(x_hat) if reduction == NONE else None
+    tiles = Tiles(x_hat.shape, [x_hat, x, logvar, out], by_sample=reduction == SAMPLE)
+    partial = None if out is not None else new_partial(x_hat, tiles, reduction)
+    launch(
+        gaussian_nll_kernel, tiles.programs, x_hat.device,
+        *map(tiles.operand, (x_hat, x, logvar, out)), partial, tiles.form,
+        1.0 / sigma, math.log(sigma) + 0.5 * LOG_2_PI.value, logvar_min, logvar_max,
+        T=_arithmetic(x_hat), **tiles.meta, BY_ROW=reduction == SAMPLE,
+    )  # fmt: skip
+    return _value(out, partial, x_hat, reduction)
+
+
+def gaussian_nll_backward(
+    grad: Tensor, x_hat: Tensor, x: Tensor, logvar: Tensor | None, sigma: float,
+    logvar_min: float, logvar_max: float, reduction: int, output_mask: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    likes = (x_hat, x, logvar)
+    outputs = [_gradient(like, output_mask >> i & 1) for i, like in enumerate(likes)]
+    spread = _spread(grad, x_hat, reduction)
+    tiles = Tiles(x_hat.shape, [spread, *likes, *outputs])
+    launch(
+        gaussian_nll_backward_kernel, tiles.programs, x_hat.device,
+        tiles.operand(spread), divisor(x_hat.shape, reduction),
+        *map(tiles.operand, (*likes, *outputs)), tiles.form,
+        1.0 / sigma, logvar_min, logvar_max,
+        T=_arithmetic(x_hat), **tiles.meta,
+    )  # fmt: skip
+    return tuple(x_hat.new_empty(0) if g is None else g for g in outputs)
+
+
+def _posterior(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None,
+    key: Tensor | None, noise: Tensor | None, num_samples: int | None,
+    prior_mu_value: float, prior_logvar_value: float, free_bits: float,
+    logvar_min: float, logvar_max: float, reduction: int,
+    z: Tensor | None, kl: Tensor | None,
+) -> Tensor | None:  # fmt: skip
+    """Fills z and kl; returns the partial sums of a reduced KL."""
+    by_sample = reduction == SAMPLE
+    tiles = Tiles(mu.shape, [mu, logvar, prior_mu, prior_logvar, noise, z, kl], key, by_sample)
+    stream = tiles.stream(key, num_samples)
+    partial = None if reduction == NONE else new_partial(mu, tiles, reduction)
+    launch(
+        posterior_kernel, tiles.programs, mu.device,
+        *map(tiles.operand, (mu, logvar, prior_mu, prior_logvar, noise)), stream,
+        tiles.operand(z), tiles.operand(kl), partial, tiles.form,
+        1 if num_samples is None else num_samples,
+        prior_mu_value, prior_logvar_value, free_bits, logvar_min, logvar_max,
+        T=_arithmetic(mu), **tiles.meta, BLOCKS=block_aligned(stream, mu.dtype),
+        STANDARD=_standard(prior_mu, prior_logvar, prior_mu_value, prior_logvar_value),
+        BY_ROW=by_sample,
+    )  # fmt: skip
+    return partial
+
+
+def _value(out: Tensor | None, partial: Tensor | None, like: Tensor, reduction: int) -> Tensor:
+    """The elementwise value, or the partial sums summed up."""
+    if out is not None:
+        return out
+    assert partial is not None
+    return finish(partial, like.shape, reduction)
+
+
+def _arithmetic(tensor: Tensor) -> tl.dtype:
+    return tl.float64 if tensor.dtype == torch.float64 else tl.float32
+
+
+def _standard(
+    prior_mu: Tensor | None, prior_logvar: Tensor | None, mu_value: float, logvar_value: float
+) -> bool:
+    return prior_mu is None and prior_logvar is None and mu_value == logvar_value == 0.0
+
+
+def _new_z(mu: Tensor, num_samples: int | None) -> Tensor:
+    return torch.empty_like(mu) if num_samples is None else mu.new_empty((num_samples, *mu.shape))
+
+
+def _gradient(like: Tensor | None, wanted: int, flows: bool = True) -> Tensor | None:
+    """Room for a gradient; zeros where nothing flows into it."""
+    if like is None or not wanted:
+        return None
+    return torch.empty_like(like) if flows else torch.zeros_like(like)
+
+
+def _spread(grad: Tensor | None, like: Tensor, reduction: int) -> Tensor | None:
+    """The gradient of a reduced value as a view in the shape of `like`."""
+    if grad is None or reduction == NONE:
+        return grad
+    if reduction == SAMPLE:
+        grad = grad.view(-1, *[1] * (like.dim() - 1)) if like.dim() else grad[0]
+    return grad.expand(like.shape)
