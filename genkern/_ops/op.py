@@ -184,9 +184,12 @@ class Op:
             for backend in BACKENDS:
                 if backend.refuses(self, args) is None:
                     return backend.run(self, args)
-        for backend in BACKENDS:
-            if backend.name == name and backend.refuses(self, args) is None:
-                return backend.run(self, args)
+        names = [backend.name for backend in BACKENDS]
+        if name not in names:
+            raise ValueError(f"GENKERN_BACKEND must be one of {', '.join(names)}, got {name!r}")
+        backend = BACKENDS[names.index(name)]
+        if backend.refuses(self, args) is None:
+            return backend.run(self, args)
         raise NotImplementedError(
             f"{self.name}: the chosen backend {name!r} cannot run this call\n{self.explain(args)}"
         )
