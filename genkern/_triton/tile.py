@@ -46,7 +46,7 @@ def address(x, row, start, mask, form, draw, VECTOR: tl.constexpr):
     """Pointers to the tile; (ROWS, 1) if the operand is the same in all columns."""
     first = x.tensor + row_offset(x.outer, row, form, VECTOR)
     if x.draw is not None:
-        first += draw.to(tl.int64) * x.draw
+        first += tl.cast(draw, tl.int64) * x.draw
     if x.inner is None:
         return first
     else:
@@ -79,7 +79,7 @@ def noise(
         key += row_offset(stream.per_sample, row, form, 1)
     index = row_offset(stream.index, row, form, 1) + start
     if stream.draw is not None:
-        index += draw.to(tl.int64) * stream.draw
+        index += tl.cast(draw, tl.int64) * stream.draw
     return noise_tile(
         tl.load(key), tl.load(key + stream.word), index, COLUMNS, T, BLOCKS, NORMAL
     )
