@@ -19,16 +19,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Elements a program works on: 8 a thread with 4 warps of 32, so that 16-bit types too fill a
-# 128-bit access.
-TILE = 1024
-
 NONE, MEAN, SUM, BATCHMEAN, SAMPLE = range(5)
 
 
 def interpreted() -> bool:
     """Whether Triton runs kernels in Python, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+# Elements a program works on: 8 a thread with 4 warps of 32, so that 16-bit types too fill a
+# 128-bit access. The interpreter pays for each program, whatever its size.
+TILE = 4096 if interpreted() else 1024
 
 
 def unavailable_reason() -> str | None:

@@ -20,9 +20,9 @@ def unit_interval(x):
 @triton.jit
 def radius(x):
     """sqrt(-2 ln u) for u = unit_interval(x)."""
-    bits = unit_interval(x).to(tl.uint32, bitcast=True) - tl.full((), 0x3F3504F3, tl.uint32)
+    bits = unit_interval(x).to(tl.uint32, bitcast=True) - 0x3F3504F3
     e = (bits.to(tl.int32, bitcast=True) >> 23).to(tl.float32)
-    mantissa = (bits & 0x007FFFFF) + tl.full((), 0x3F3504F3, tl.uint32)
+    mantissa = (bits & 0x007FFFFF) + 0x3F3504F3
     f = mantissa.to(tl.float32, bitcast=True) - 1.0
     p = tl.fma(f, -0.17481084167957306, 0.2861981987953186)
     p = tl.fma(p, f, -0.29833561182022095)
@@ -38,7 +38,7 @@ def radius(x):
 @triton.jit
 def flip_sign(x, mask):
     """x with its sign bit xored with the top bit of `mask`."""
-    sign = mask & tl.full((), 0x80000000, tl.uint32)
+    sign = mask & 0x80000000
     return (x.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
 
 
@@ -80,7 +80,7 @@ def uniform_float(w):
 @triton.jit
 def uniform_double(high, low):
     """Low 53 bits times 2^-53."""
-    low_bits = join_words(high, low) & tl.full((), 0x1FFFFFFFFFFFFF, tl.uint64)
+    low_bits = join_words(high, low) & 0x1FFFFFFFFFFFFF
     return low_bits.to(tl.float64) * 1.1102230246251565e-16
 
 
@@ -98,7 +98,7 @@ def box_muller_double(w0, w1, w2, w3):
     upper = x.to(tl.int64, bitcast=True) < 0
     u = tl.where(upper, ~x, x).to(tl.float64) * 5.421010862427522e-20 + 2.710505431213761e-20
     r = tl.sqrt(-2.0 * tl.where(upper, log1p_double(-u), tl.log(u)))
-    q = (y + tl.full((), 1 << 61, tl.uint64)) >> 62
+    q = (y + (1 << 61)) >> 62
     f = (y - (q << 62)).to(tl.int64, bitcast=True).to(tl.float64) + 0.5
     theta = f * 3.4061215800865545e-19
     s = tl.sin(theta)

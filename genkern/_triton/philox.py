@@ -29,11 +29,11 @@ def philox_block(seed, offset, index):
         a = c0
         b = c2
         c0 = tl.umulhi(b, M1) ^ c1 ^ k0
-        c1 = b * tl.full((), M1, tl.uint32)
+        c1 = b * M1
         c2 = tl.umulhi(a, M0) ^ c3 ^ k1
-        c3 = a * tl.full((), M0, tl.uint32)
-        k0 += tl.full((), W0, tl.uint32)
-        k1 += tl.full((), W1, tl.uint32)
+        c3 = a * M0
+        k0 += W0
+        k1 += W1
     return c0, c1, c2, c3
 
 
