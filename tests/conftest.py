@@ -1,0 +1,33 @@
+"""Settings of every test: Triton's interpreter, poisoned memory, and a count of what was skipped."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+# Read by triton when it is first imported. Tests that compile for GPUs start other processes.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def poisoned_memory():
+    """torch.empty gives NaNs, so an element that a kernel does not write shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    skipped = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    if skipped:
+        terminalreporter.section("skipped, by reason")
+        for reason, count in skipped.most_common():
+            terminalreporter.line(f"{count:5} {reason}")

@@ -1,0 +1,74 @@
+"""What several test files need: the matrix of operators, backends and dtypes, and bit patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from genkern._ops.op import BACKENDS, OPS, Backend, Op
+from genkern.backends import explain  # noqa: F401  (completes the registry)
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+NO_CLAMP = (-float("inf"), float("inf"))
+
+each_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).split(".")[-1])
+
+
+def skip_if_refused(backend: Backend, op: Op, args: tuple[Any, ...]) -> None:
+    reason = backend.refuses(op, args)
+    if reason is not None:
+        assert reason and isinstance(reason, str)
+        pytest.skip(f"{backend.name}: {reason}")
+
+
+def skip_unless_usable(backend: Backend) -> None:
+    """Skips where the backend cannot run a plain CPU call."""
+    x = torch.zeros(2, 3)
+    skip_if_refused(backend, OPS["bernoulli_nll"], (x, x, 0))
+
+
+def backend_named(name: str) -> Backend:
+    return next(b for b in BACKENDS if b.name == name)
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def fake_outputs(op: Op, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]
+        return outputs(op.overload(*fakes))
+
+
+def bits(x: Tensor) -> Tensor:
+    """The bit patterns of the elements: NaNs and zeros of either sign compare as themselves."""
+    words = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return x.contiguous().view(words)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(bits(a), bits(b))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
