@@ -168,7 +168,7 @@ def _stream(key: Tensor, shape: Sequence[int], dtype: torch.dtype, normal: bool)
     else:
         values = tuple((w & 0xFFFFFF).float() * 2.0**-24 for w in b)
     stream = torch.stack(values, dim=-1).reshape(samples, blocks * per_block)
-    return stream[:, :length].reshape(list(shape)).to(dtype)
+    return stream[:, :length].reshape(list(shape)).to(dtype).contiguous()
 
 
 def _normal_reference(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
