@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(kThreads)
   double total = 0;
   if (sample < plan.samples) {
     const int64_t step = static_cast<int64_t>(gridDim.y) * blockDim.x;
+#pragma unroll 1
     for (int64_t i = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x; i < plan.slots;
          i += step) {
       const Slot<T, kLanes, Body::kTensors> slot(plan, sample, i);

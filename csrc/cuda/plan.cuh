@@ -19,6 +19,8 @@ namespace genkern::cuda {
 
 // After joining. More dimensions than this, none of which can be joined, are refused.
 constexpr int kMaxDims = 12;
+// Rows and at most two more: beyond, a thread takes one element.
+constexpr size_t kMaxPackedDims = 3;
 
 // Division by a constant: Granlund and Montgomery, "Division by invariant integers using
 // multiplication", PLDI 1994, figure 4.1. Dividends stay below 2^63, so the sum does not overflow.
@@ -57,6 +59,7 @@ struct Plan {
   int64_t samples = 1, repeats = 1, slots = 0, row = 1;
   int outer_dims = 0;  // the first one varies fastest
   Divisor row_slots, outer[kMaxDims];
+  bool flat = false;     // one row is all there is: no samples, no repeats
   bool aligned = false;  // every row of every tensor starts at a multiple of 16 bytes
   int64_t outer_stride[kMaxDims][kOperands] = {};
   int64_t row_stride[kOperands] = {};
@@ -199,6 +202,7 @@ class Planner {
 
   bool fits(int lanes, int block) {
     const Dim& row = dims_.back();
+    if (dims_.size() > kMaxPackedDims) return false;
     plan.aligned = true;
     for (int o = 0; o < kTensors; ++o) {
       if (!plan.tensor[o] || row.size == 1) continue;
@@ -217,6 +221,7 @@ class Planner {
     const Dim& row = dims_.back();
     plan.row = row.size;
     std::copy(row.stride, row.stride + kOperands, plan.row_stride);
+    plan.flat = dims_.size() == 1 && plan.samples == 1 && plan.repeats == 1;
     plan.slots = (row.size + lanes - 1) / lanes;
     plan.row_slots = Divisor(plan.slots ? plan.slots : 1);
     plan.outer_dims = static_cast<int>(dims_.size()) - 1;

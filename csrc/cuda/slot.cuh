@@ -4,7 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "cuda/plan.cuh"
+#include "cuda/position.cuh"
 #include "genkern/normal.h"
 
 namespace genkern::cuda {
@@ -51,25 +51,9 @@ class Slot {
   using Acc = typename Arithmetic<T>::type;
   static constexpr int kLanes = kLaneCount;
 
-  __device__ Slot(const Plan<kTensors>& plan, int64_t sample, int64_t index) : plan_(plan) {
-    uint64_t outer = plan.outer_dims ? plan.row_slots.quotient(index) : 0;
-    const int64_t column = (index - outer * plan.row_slots.value) * kLanes;
-#pragma unroll
-    for (int o = 0; o < Plan<kTensors>::kOperands; ++o) {
-      // Of several lanes, a row's step is 0 or 1.
-      const int64_t step = plan.row_stride[o];
-      offset_[o] =
-          sample * plan.sample_stride[o] + (kLanes == 1 ? column * step : (step != 0 ? column : 0));
-    }
-    for (int d = 0; d < plan.outer_dims; ++d) {
-      const uint64_t rest = plan.outer[d].quotient(outer);
-      const int64_t coordinate = outer - rest * plan.outer[d].value;
-#pragma unroll
-      for (int o = 0; o < Plan<kTensors>::kOperands; ++o)
-        offset_[o] += coordinate * plan.outer_stride[d][o];
-      outer = rest;
-    }
-    const int64_t left = plan.row - column;
+  __device__ Slot(const Plan<kTensors>& plan, int64_t sample, int64_t index)
+      : plan_(plan), position_(plan, sample, index) {
+    const int64_t left = plan.row - position_.column();
     count_ = left < kLanes ? static_cast<int>(left) : kLanes;
     packed_ = plan.aligned && count_ == kLanes;
   }
@@ -78,7 +62,7 @@ class Slot {
   __device__ bool has(int i) const { return plan_.tensor[i] != nullptr; }
 
   __device__ void load(int i, Acc (&x)[kLanes], int64_t repeat = 0) const {
-    const T* p = static_cast<const T*>(plan_.tensor[i]) + at(i, repeat);
+    const T* p = static_cast<const T*>(plan_.tensor[i]) + position_.offset(i, repeat);
     if constexpr (kLanes == 1) {
       x[0] = widen(*p);
     } else if (plan_.row_stride[i] == 0) {
@@ -106,7 +90,8 @@ class Slot {
     if (has(i)) {
       load(i, g);
     } else {
-      fill(static_cast<const Acc*>(plan_.scale)[offset_[kTensors + kScale]] * factor, g);
+      fill(static_cast<const Acc*>(plan_.scale)[position_.offset(kTensors + kScale, 0)] * factor,
+           g);
     }
   }
 
@@ -116,7 +101,7 @@ class Slot {
   }
 
   __device__ void store(int i, const Acc (&x)[kLanes], int64_t repeat = 0) const {
-    T* p = static_cast<T*>(plan_.tensor[i]) + at(i, repeat);
+    T* p = static_cast<T*>(plan_.tensor[i]) + position_.offset(i, repeat);
     if constexpr (kLanes == 1) {
       *p = narrow<T>(x[0]);
     } else if (packed_) {
@@ -194,18 +179,17 @@ class Slot {
  private:
   static constexpr int kBlock = block_elements(sizeof(Acc));
 
-  __device__ uint64_t element(int64_t repeat) const { return at(kTensors + kIndex, repeat); }
+  __device__ uint64_t element(int64_t repeat) const {
+    return position_.offset(kTensors + kIndex, repeat);
+  }
   __device__ int lane(int64_t repeat) const { return element(repeat) % kBlock; }
   __device__ Words block(int64_t repeat, int lane) const {
-    const uint64_t* key = plan_.key + offset_[kTensors + kKey];
+    const uint64_t* key = plan_.key + position_.offset(kTensors + kKey, 0);
     return philox_block({key[0], key[plan_.key_word_stride]}, (element(repeat) + lane) / kBlock);
-  }
-  __device__ int64_t at(int i, int64_t repeat) const {
-    return offset_[i] + repeat * plan_.repeat_stride[i];
   }
 
   const Plan<kTensors>& plan_;
-  int64_t offset_[Plan<kTensors>::kOperands];
+  Position<kLanes, Plan<kTensors>> position_;
   int count_;
   bool packed_;
 };

@@ -45,6 +45,7 @@ struct Rsample {
     slot.load(kLogvar, sigma);
 #pragma unroll
     for (int v = 0; v < S::kLanes; ++v) sigma[v] = standard_deviation(clamp(sigma[v]));
+#pragma unroll 1
     for (int64_t k = 0; k < slot.repeats(); ++k) {
       Acc z[S::kLanes];
       draw<kNoise>(slot, kEps, z, k);
@@ -149,6 +150,7 @@ struct RsampleKlBackward {
                                  Acc (&grad_mu)[S::kLanes], Acc (&grad_logvar)[S::kLanes]) const {
     if (!slot.has(kGradZ) && !slot.has(kGradEps)) return;
     CompensatedSum<Acc> sum[S::kLanes], product[S::kLanes];
+#pragma unroll 1
     for (int64_t k = 0; k < slot.repeats(); ++k) {
       Acc gz[S::kLanes], eps[S::kLanes];
       slot.load_or(kGradZ, Acc(0), gz, k);
