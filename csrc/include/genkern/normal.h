@@ -191,8 +191,14 @@ GENKERN_HD Normals64 normal2(Words b) {
   const double r = std::sqrt(-2.0 * (upper ? std::log1p(-u) : std::log(u)));
   const uint64_t q = (y + (1ULL << 61)) >> 62;  // modulo 4: y + 2^61 may wrap to quarter turn 0
   const double f = static_cast<double>(static_cast<int64_t>(y - (q << 62))) + 0.5;
+#if defined(__CUDA_ARCH__)
+  // sin and cos carry a reduction of huge arguments that needs local memory; this one does not.
+  double s, c;
+  ::sincospi(f * 0x1p-63, &s, &c);
+#else
   const double theta = f * (6.283185307179586476925 * 0x1p-64);
   const double s = std::sin(theta), c = std::cos(theta);
+#endif
   const double cosine = q & 1 ? s : c, sine = q & 1 ? c : s;
   return {{r * ((q + 1) & 2 ? -cosine : cosine), r * (q & 2 ? -sine : sine)}};
 }
