@@ -1,0 +1,69 @@
+"""A picture of a run: speed over eager PyTorch and torch.compile, with floors and goals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+_COLOURS = {"eager": "#0072b2", "compile": "#e69f00", "roof": "#009e73"}
+_HEIGHT = 0.36
+
+
+def _bars(axes: Any, records: Sequence[dict[str, Any]], against: Sequence[str]) -> None:
+    for row, record in enumerate(records):
+        goals = {t["against"]: t for t in record["targets"]}
+        for i, name in enumerate(against):
+            y = row + (i - (len(against) - 1) / 2) * _HEIGHT
+            ratio = record["ratios"].get(name)
+            if ratio is None:
+                continue
+            axes.barh(y, ratio, _HEIGHT, color=_COLOURS[name])
+            text = f"{ratio:.0%}" if name == "roof" else f"{ratio:.1f}"
+            axes.annotate(
+                text, (ratio, y), (3, 0), textcoords="offset points", va="center", fontsize=7
+            )
+            if name in goals:
+                ends = (y - _HEIGHT / 2, y + _HEIGHT / 2)
+                axes.vlines(goals[name]["floor"], *ends, color="black", lw=1.6)
+                axes.vlines(goals[name]["goal"], *ends, color="black", lw=1.2, ls=":")
+
+
+def save(records: Sequence[dict[str, Any]], facts: dict[str, Any], path: str) -> None:
+    """Writes the picture of the cases that were timed to a PNG file."""
+    shown = [r for r in records if r["times"]]
+    figure, (left, right) = plt.subplots(
+        1,
+        2,
+        figsize=(14, 1.6 + 0.36 * max(len(shown), 4)),
+        width_ratios=(3, 1),
+        sharey=True,
+        layout="constrained",
+    )
+    _bars(left, shown, ("eager", "compile"))
+    _bars(right, shown, ("roof",))
+    left.set_xscale("log")
+    left.axvline(1.0, color="gray", lw=0.8)
+    left.set_xlabel("times faster (log scale)")
+    left.margins(x=0.08)
+    right.axvline(1.0, color="gray", lw=0.8)
+    right.set_xlabel("fraction of the memory roof")
+    left.set_yticks(range(len(shown)), [r["case"] for r in shown], fontsize=8)
+    left.set_ylim(len(shown) - 0.4, -0.6)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[n]) for n in ("eager", "compile")]
+    handles += [plt.Line2D([], [], color="black"), plt.Line2D([], [], color="black", ls=":")]
+    names = ["over eager PyTorch", "over torch.compile", "floor", "goal"]
+    figure.legend(handles, names, loc="outside upper right", ncols=4, frameon=False)
+    figure.suptitle(
+        f"genkern {facts['genkern']}, torch {facts['torch']}, {facts['cpu']},"
+        f" {facts['instruction set']}, {facts['threads']} threads",
+        x=0.01,
+        ha="left",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=140)
+    plt.close(figure)

@@ -1,0 +1,111 @@
+"""The roof: the bandwidth that a C++ triad reaches on this machine, in an operator's conditions.
+
+An operator returns new tensors. Memory that was just allocated costs a page fault at its first
+touch, which on many machines takes longer than the write itself, so the triad that stands for the
+roof writes to a new tensor in every call. The triad into a buffer that is used again is reported
+beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name("roof.cpp")
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
+
+STREAMS = 3
+"""Streams of a triad: two reads and one write."""
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "genkern-benchmarks"
+
+
+def _cpu_flags() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _compile(compiler: str) -> Path:
+    """Compiles roof.cpp, unless the same source was compiled by the same command before."""
+    # -march=native: a cache on a shared home directory must not serve another processor.
+    parts = (compiler, *_FLAGS, _SOURCE.read_text(), _cpu_flags())
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    path = _cache() / f"roof-{digest[:16]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            built = Path(folder) / path.name
+            command = [compiler, *_FLAGS, "-o", str(built), str(_SOURCE)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            built.replace(path)
+    return path
+
+
+@functools.cache
+def _library() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled triads, or None and the reason."""
+    name = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if name is None:
+        return None, "no C++ compiler (c++, g++, clang++ or $CXX)"
+    try:
+        library = ctypes.CDLL(str(_compile(name)))
+    except subprocess.CalledProcessError as error:
+        return None, f"{name} cannot compile roof.cpp: {error.stderr.strip().splitlines()[-1]}"
+    except OSError as error:
+        return None, f"roof.cpp cannot be built or loaded: {error}"
+    pointer = ctypes.c_void_p
+    for triad in (library.triad_regular, library.triad_non_temporal):
+        triad.argtypes = [pointer, pointer, pointer, ctypes.c_float, ctypes.c_int64, ctypes.c_int]
+        triad.restype = None
+    return library, ""
+
+
+def missing_reason() -> str | None:
+    """Why there is no roof, or None."""
+    return _library()[1] or None
+
+
+def triads(
+    stream_bytes: int, threads: int, *, reuse: bool = False
+) -> dict[str, Callable[[], None]]:
+    """The triads on three float32 streams of stream_bytes each; none without a compiler.
+
+    Args:
+        stream_bytes: Size of each of the three arrays.
+        threads: Number of threads.
+        reuse: Write to one buffer again and again, instead of to a new tensor in every call.
+    """
+    library, _ = _library()
+    if library is None:
+        return {}
+    n = stream_bytes // 4
+    b, c = torch.ones(n), torch.ones(n)
+    buffer = torch.empty(n) if reuse else None
+
+    def call(triad: Callable[..., None]) -> Callable[[], None]:
+        def run() -> None:
+            a: Tensor = torch.empty(n) if buffer is None else buffer
+            triad(a.data_ptr(), b.data_ptr(), c.data_ptr(), 0.5, n, threads)
+
+        return run
+
+    found = {"triad": call(library.triad_regular)}
+    if library.has_non_temporal():
+        found["triad, non-temporal"] = call(library.triad_non_temporal)
+    return found
