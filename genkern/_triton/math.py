@@ -18,6 +18,15 @@ def clamp(x, lo, hi):
 
 
 @triton.jit
+def divide(x, y):
+    """x / y, correctly rounded: in float32 the plain operator is an approximation."""
+    if x.dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
+
+
+@triton.jit
 def exp(x):
     """e^x within 1.1 ulp, with overflow to infinity, gradual underflow and NaN kept."""
     if x.dtype == tl.float64:
@@ -80,7 +89,7 @@ def log1p_exp(e):
     if e.dtype == tl.float64:
         return log1p_double(e)
     else:
-        s = tl.div_rn(e, e + 2.0)
+        s = divide(e, e + 2.0)
         q = s * s
         p = tl.fma(q, 0.2817833125591278, 0.27960604429244995)
         p = tl.fma(p, q, 0.40024909377098083)

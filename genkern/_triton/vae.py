@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genkern._triton.launch import NONE, SAMPLE, Tiles, block_aligned, launch
-from genkern._triton.math import clamp, exp, exp_saturated, expm1_minus, log1p_exp
+from genkern._triton.math import clamp, divide, exp, exp_saturated, expm1_minus, log1p_exp
 from genkern._triton.reduce import divisor, finish, new_partial, store_partial
 from genkern._triton.tile import load, noise, store, this_tile
 
@@ -68,7 +68,7 @@ def bernoulli_value(logit, x):
     positive = logit > 0.0
     e = exp(tl.where(positive, -logit, logit))
     value = tl.fma(-logit, x, tl.where(positive, logit, 0.0)) + log1p_exp(e)
-    return value, tl.div_rn(tl.where(positive, 1.0, e), e + 1.0) - x
+    return value, divide(tl.where(positive, 1.0, e), e + 1.0) - x
 
 
 LOG_2_PI = tl.constexpr(1.8378770664093454836)
@@ -196,7 +196,7 @@ def posterior_backward_kernel(
             m, l, sigma, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
             row, start, mask, form, T, VECTOR, STANDARD,
         )  # fmt: skip
-        gk = tl.div_rn(
+        gk = divide(
             load(grad_kl, row, start, mask, form, T, VECTOR), tl.full((1, 1), divisor, T)
         )
         gk = free_bits_gradient(value, gk, tl.full((), free_bits, T))
@@ -235,7 +235,7 @@ def bernoulli_nll_backward_kernel(
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     g = load(grad, row, start, mask, form, T, VECTOR)
-    g = tl.div_rn(g, tl.full((1, 1), divisor, T))
+    g = divide(g, tl.full((1, 1), divisor, T))
     logit = load(logits, row, start, mask, form, T, VECTOR)
     if grad_logits is not None:
         target = load(x, row, start, mask, form, T, VECTOR)
@@ -278,7 +278,7 @@ def gaussian_nll_backward_kernel(
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     g = load(grad, row, start, mask, form, T, VECTOR)
-    g = tl.div_rn(g, tl.full((1, 1), divisor, T))
+    g = divide(g, tl.full((1, 1), divisor, T))
     mean = load(x_hat, row, start, mask, form, T, VECTOR)
     target = load(x, row, start, mask, form, T, VECTOR)
     if logvar is None:
