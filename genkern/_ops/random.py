@@ -92,8 +92,9 @@ def _radius(x: Tensor) -> Tensor:
     ):
         p = _fma(p, f, _constant(c))
     log_m = _fma(f, -2.0, p * (f * f))
-    # PyTorch's vectorised sqrt is the correctly rounded instruction.
-    return torch.sqrt(_fma(e, _constant("-0x1.62e43p+0"), log_m))
+    # PyTorch's own float32 sqrt is not correctly rounded where it calls MKL. The float64 one rounds
+    # to the same float32 as the exact root, which is 2^-51 or more from every midpoint.
+    return torch.sqrt(_fma(e, _constant("-0x1.62e43p+0"), log_m).double()).float()
 
 
 def _angle(y: Tensor) -> tuple[Tensor, Tensor]:
