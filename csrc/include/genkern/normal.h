@@ -19,11 +19,34 @@
 
 namespace genkern {
 
+// a * b + c rounded once, for targets without the instruction: the C library's function is a call,
+// and slow. The product is exact in double, and the sum is rounded to odd there (Boldo and
+// Melquiond, "Emulation of FMA and correctly rounded sums", IEEE Trans. Comput. 57, 2008): with 53
+// bits that makes the last rounding, to 24, the only one.
+GENKERN_HD float fma_emulated(float a, float b, float c) {
+  const double p = static_cast<double>(a) * b;
+  const double s = p + c;
+  const double t = s - p;
+  const double error = (p - (s - t)) + (c - t);
+  int64_t bits;
+  std::memcpy(&bits, &s, sizeof bits);
+  const int64_t toward = (error > 0) == (s > 0) ? 1 : -1;
+  bits += error != 0 && !(bits & 1) ? toward : 0;
+  double odd;
+  std::memcpy(&odd, &bits, sizeof odd);
+  return static_cast<float>(odd);
+}
+
 // One number at a time, on the host or on a CUDA device.
 struct ScalarLanes {
   using F = float;
   using U = uint32_t;
 
+  // u = fma(f32(x), 2^-32, 2^-33), where f32 rounds x to float: (x + 1/2) 2^-32, rounded twice. In
+  // (0, 1], never 0, so the logarithm is finite.
+  static GENKERN_HD F unit_interval(U x) { return fma(to_float(x), 0x1p-32f, 0x1p-33f); }
+  // 4 v for v = fma(f32(y), 2^-32, 2^-33): the scaling is exact.
+  static GENKERN_HD F quarter_turns(U y) { return fma(to_float(y), 0x1p-30f, 0x1p-31f); }
   static GENKERN_HD F to_float(U x) {
 #if defined(__CUDA_ARCH__)
     return __uint2float_rn(x);
@@ -41,8 +64,10 @@ struct ScalarLanes {
   static GENKERN_HD F fma(F a, F b, F c) {
 #if defined(__CUDA_ARCH__)
     return __fmaf_rn(a, b, c);
-#else
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     return std::fma(a, b, c);
+#else
+    return fma_emulated(a, b, c);
 #endif
   }
   static GENKERN_HD F sqrt(F a) {
@@ -71,29 +96,22 @@ struct ScalarLanes {
 #endif
   }
   static GENKERN_HD F broadcast(float f) { return f; }
-  static GENKERN_HD U shift_right_signed(U x, int n) {
-    return static_cast<U>(static_cast<int32_t>(x) >> n);
-  }
   // a where the sign bit of `mask` is clear, b where it is set.
   static GENKERN_HD F select(U mask, F a, F b) { return static_cast<int32_t>(mask) < 0 ? b : a; }
 };
 
-// (x + 1/2) 2^-32, rounded twice: in (0, 1], never 0, so the logarithm is finite.
-template <class L>
-GENKERN_HD typename L::F unit_interval(typename L::U x) {
-  return L::fma(L::to_float(x), L::broadcast(0x1p-32f), L::broadcast(0x1p-33f));
-}
-
-// sqrt(-2 ln u) for u = unit_interval(x). Within 1.6 ulp of the exact value at that u.
+// sqrt(-2 ln u) for u = L::unit_interval(x). Within 1.2 ulp of the exact value at that u.
 template <class L>
 GENKERN_HD typename L::F radius(typename L::U x) {
   using F = typename L::F;
   using U = typename L::U;
   const auto c = [](float f) { return L::broadcast(f); };
   // u = 2^e m with m in [sqrt(1/2), sqrt(2)): 0x3f3504f3 are the bits of sqrt(1/2) rounded down.
-  const U bits = L::as_uint(unit_interval<L>(x)) - 0x3f3504f3u;
-  const F e = L::signed_to_float(L::shift_right_signed(bits, 23));
-  const F f = L::as_float((bits & 0x007fffffu) + 0x3f3504f3u) - c(1.0f);
+  // The exponent's bits in place, taken as an integer, are 2^23 e.
+  const U bits = L::as_uint(L::unit_interval(x));
+  const U exponent = (bits - 0x3f3504f3u) & 0xff800000u;
+  const F e = L::signed_to_float(exponent);
+  const F f = L::as_float(bits - exponent) - c(1.0f);
   // -2 log1p(f) = -2 f + f^2 p, minimax in relative error (0.51 * 2^-24) on [sqrt(1/2) - 1,
   // sqrt(2) - 1], each coefficient rounded before the next ones were fitted. Adding -2 f last
   // costs one multiplication more than Horner's form to the end, and halves the error.
@@ -107,45 +125,50 @@ GENKERN_HD typename L::F radius(typename L::U x) {
   p = L::fma(p, f, c(0x1.fffffap-1f));
   const F log_m = L::fma(f, c(-2.0f), p * (f * f));
   // -2 ln u = -2 ln m - 2 ln 2 e; 0x1.62e43p0 is 2 ln 2.
-  return L::sqrt(L::fma(e, c(-0x1.62e43p+0f), log_m));
+  return L::sqrt(L::fma(e, c(-0x1.62e43p-23f), log_m));
 }
 
-// cos(2 pi v) and sin(2 pi v) for v = unit_interval(y). Within 1.6 ulp of the exact values there.
+// Cosine and sine of 2 pi v for w = 4 v = L::quarter_turns(y), up to a sign common to both, which
+// is left in the top bit of `sign`. Within 1.6 ulp of the exact values at that v.
 template <class L>
-GENKERN_HD void angle(typename L::U y, typename L::F& cosine, typename L::F& sine) {
+GENKERN_HD void angle(typename L::U y, typename L::F& cosine, typename L::F& sine,
+                      typename L::U& sign) {
   using F = typename L::F;
   using U = typename L::U;
   const auto c = [](float f) { return L::broadcast(f); };
-  const F v = unit_interval<L>(y);
-  // q, the nearest quarter turn, stands in the low bits of 1.5 * 2^23 + 4 v; v - q / 4 is exact.
-  const F shifted = L::fma(v, c(4.0f), c(12582912.0f));
+  // q, the nearest quarter turn, stands in the low bits of 1.5 * 2^23 + w; w - q is exact.
+  const F w = L::quarter_turns(y);
+  const F shifted = w + c(12582912.0f);
   const U q = L::as_uint(shifted);
-  const F f = L::fma(shifted - c(12582912.0f), c(-0.25f), v);
+  const F f = w - (shifted - c(12582912.0f));
+  // Quarter turns: bit 1 of q negates both; odd q swaps the two and negates the new cosine, which
+  // is the odd function of f.
+  sign = q << 30;
+  const U odd = sign + sign;
+  const F h = L::as_float(L::as_uint(f) ^ odd);
   const F g = f * f;
-  // sin(2 pi f) / f and (cos(2 pi f) - 1) / f^2 on |f| <= 1/8, minimax in the relative error of
-  // the sine (0.47 * 2^-24) and of the cosine (0.66 * 2^-24).
-  F s = c(-0x1.32f65cp+6f);
-  s = L::fma(s, g, c(0x1.467fdcp+6f));
-  s = L::fma(s, g, c(-0x1.4abc22p+5f));
-  s = L::fma(s, g, c(0x1.921fb6p+2f)) * f;
-  F t = c(-0x1.4e7962p+6f);
-  t = L::fma(t, g, c(0x1.03b05ap+6f));
-  t = L::fma(t, g, c(-0x1.3bd39cp+4f));
+  // sin(pi f / 2) / f and cos(pi f / 2) on |f| <= 1/2, minimax in the relative error of the sine
+  // (0.47 * 2^-24) and of the cosine (0.66 * 2^-24).
+  F s = c(-0x1.32f65cp-8f);
+  s = L::fma(s, g, c(0x1.467fdcp-4f));
+  s = L::fma(s, g, c(-0x1.4abc22p-1f));
+  s = L::fma(s, g, c(0x1.921fb6p+0f)) * h;
+  F t = c(-0x1.4e7962p-6f);
+  t = L::fma(t, g, c(0x1.03b05ap-2f));
+  t = L::fma(t, g, c(-0x1.3bd39cp+0f));
   t = L::fma(t, g, c(1.0f));
-  // Quarter turns: odd q swaps the two; bit 1 of q negates the sine, bit 1 of q + 1 the cosine.
-  const U half = q << 30;
-  const U odd = half + half;
-  sine = L::as_float(L::as_uint(L::select(odd, s, t)) ^ (half & 0x80000000u));
-  cosine = L::as_float(L::as_uint(L::select(odd, t, s)) ^ ((half ^ odd) & 0x80000000u));
+  sine = L::select(odd, s, t);
+  cosine = L::select(odd, t, s);
 }
 
 // The two normals of a pair of words: r cos 2 pi v and r sin 2 pi v.
 template <class L>
 GENKERN_HD void box_muller(typename L::U x, typename L::U y, typename L::F& a,
                            typename L::F& b) {
-  const typename L::F r = radius<L>(x);
   typename L::F cosine, sine;
-  angle<L>(y, cosine, sine);
+  typename L::U sign;
+  angle<L>(y, cosine, sine, sign);
+  const typename L::F r = L::as_float(L::as_uint(radius<L>(x)) ^ (sign & 0x80000000u));
   a = r * cosine;
   b = r * sine;
 }

@@ -1,0 +1,177 @@
+// Vectors of the instruction set that this file is compiled for, as `Lanes` (see normal.h).
+//
+// Wide vectors hold one Philox word in the low half of each 64-bit lane: the multiplication reads
+// just these halves and leaves its 64-bit product in place, so a round needs no shuffle and the
+// high halves may hold anything. Lane j works on block kOrder[j] of a batch; the order is the one
+// that lets `interleave`, which works within 128 bits, put the numbers in sequence.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "genkern/normal.h"
+
+namespace genkern::GENKERN_CAPABILITY {
+
+#if defined(__AVX512F__)
+
+struct Lanes {
+  using F = __m512;
+  typedef uint32_t U __attribute__((vector_size(64)));
+  using Wide = __m512i;
+  static constexpr int kBlocks = 8;
+  // Ten rounds are one chain of dependent multiplications; batches in flight hide their latency.
+  static constexpr int kUnroll = 4;
+
+  static Wide order() { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
+  static Wide wide(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
+  static Wide add(Wide a, Wide b) { return _mm512_add_epi64(a, b); }
+  static Wide mul(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
+  // A shuffle, for its execution port: multiplications and shifts share theirs on many processors.
+  static Wide high(Wide a) { return _mm512_shuffle_epi32(a, _MM_PERM_DDBB); }
+  static Wide to_high(Wide a) { return _mm512_shuffle_epi32(a, _MM_PERM_CCAA); }
+  static Wide xor2(Wide a, Wide b) { return _mm512_xor_si512(a, b); }
+  static Wide xor3(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+  static Wide low_high(Wide low, Wide high) { return _mm512_mask_blend_epi32(0xaaaa, low, high); }
+
+  static U words(Wide a) { return reinterpret_cast<U>(a); }
+  static F unit_interval(U x) { return fma(to_float(x), broadcast(0x1p-32f), broadcast(0x1p-33f)); }
+  static F quarter_turns(U y) { return fma(to_float(y), broadcast(0x1p-30f), broadcast(0x1p-31f)); }
+  static F to_float(U x) { return _mm512_cvtepu32_ps(reinterpret_cast<Wide>(x)); }
+  static F signed_to_float(U x) { return _mm512_cvtepi32_ps(reinterpret_cast<Wide>(x)); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F sqrt(F a) { return _mm512_sqrt_ps(a); }
+  static F as_float(U x) { return reinterpret_cast<F>(x); }
+  static U as_uint(F x) { return reinterpret_cast<U>(x); }
+  static F broadcast(float x) { return _mm512_set1_ps(x); }
+  static F select(U mask, F a, F b) {
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(reinterpret_cast<Wide>(mask)), a, b);
+  }
+  static void interleave(F a, F b, float* out) {
+    _mm512_storeu_ps(out, _mm512_unpacklo_ps(a, b));
+    _mm512_storeu_ps(out + 16, _mm512_unpackhi_ps(a, b));
+  }
+};
+
+#elif defined(__AVX2__)
+
+struct Lanes {
+  using F = __m256;
+  typedef uint32_t U __attribute__((vector_size(32)));
+  using Wide = __m256i;
+  static constexpr int kBlocks = 4;
+  // Two batches in flight fill the sixteen registers.
+  static constexpr int kUnroll = 2;
+
+  static Wide order() { return _mm256_setr_epi64x(0, 2, 1, 3); }
+  static Wide wide(uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
+  static Wide add(Wide a, Wide b) { return _mm256_add_epi64(a, b); }
+  static Wide mul(Wide a, Wide b) { return _mm256_mul_epu32(a, b); }
+  // A shuffle, for its execution port: multiplications and shifts share theirs on many processors.
+  static Wide high(Wide a) { return _mm256_shuffle_epi32(a, 0xf5); }
+  static Wide to_high(Wide a) { return _mm256_shuffle_epi32(a, 0xa0); }
+  static Wide xor2(Wide a, Wide b) { return _mm256_xor_si256(a, b); }
+  static Wide xor3(Wide a, Wide b, Wide c) { return xor2(xor2(a, b), c); }
+  static Wide low_high(Wide low, Wide high) { return _mm256_blend_epi32(low, high, 0xaa); }
+
+  static U words(Wide a) { return reinterpret_cast<U>(a); }
+  static F unit_interval(U x) { return scaled<-32>(x); }
+  static F quarter_turns(U y) { return scaled<-30>(y); }
+  // fma(f32(x), 2^E, 2^(E-1)). There is no conversion of unsigned words, hence by halves: for a
+  // half h, 2^23 + h has the bits of 2^23 with h under them. Scaled by 2^E and 2^(E+16), the
+  // halves add up, after an exact subtraction, with one rounding.
+  template <int E>
+  static F scaled(U x) {
+    constexpr uint32_t kLow = (127 + 23 + E) << 23, kHigh = (127 + 39 + E) << 23;
+    const Wide bits = reinterpret_cast<Wide>(x);
+    const Wide low = _mm256_blend_epi16(bits, _mm256_set1_epi32(kLow), 0xaa);
+    const Wide high =
+        _mm256_blend_epi16(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(kHigh), 0xaa);
+    const float scale = E == -32 ? 0x1p-32f : 0x1p-30f;
+    return ((_mm256_castsi256_ps(high) - broadcast((0x1p39f + 0x1p23f) * scale)) +
+            _mm256_castsi256_ps(low)) +
+           broadcast(0.5f * scale);
+  }
+  static F signed_to_float(U x) { return _mm256_cvtepi32_ps(reinterpret_cast<Wide>(x)); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F sqrt(F a) { return _mm256_sqrt_ps(a); }
+  static F as_float(U x) { return reinterpret_cast<F>(x); }
+  static U as_uint(F x) { return reinterpret_cast<U>(x); }
+  static F broadcast(float x) { return _mm256_set1_ps(x); }
+  static F select(U mask, F a, F b) {
+    return _mm256_blendv_ps(a, b, reinterpret_cast<F>(mask));
+  }
+  static void interleave(F a, F b, float* out) {
+    _mm256_storeu_ps(out, _mm256_unpacklo_ps(a, b));
+    _mm256_storeu_ps(out + 8, _mm256_unpackhi_ps(a, b));
+  }
+};
+
+#endif
+
+#if defined(__AVX2__)
+
+// N vectors side by side, as Lanes. An operation is done on all before the next one starts, so the
+// instructions of N independent chains alternate: each chain is longer than what processors reorder.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wignored-attributes"  // alignment of vector types as arguments
+
+template <class V, int N>
+struct Pack {
+  V v[N];
+};
+#define GENKERN_PACK_OPERATOR(op)                                           \
+  template <class V, int N>                                                 \
+  GENKERN_HD Pack<V, N> operator op(Pack<V, N> a, Pack<V, N> b) {           \
+    Pack<V, N> out;                                                         \
+    for (int i = 0; i < N; ++i) out.v[i] = a.v[i] op b.v[i];                \
+    return out;                                                             \
+  }                                                                         \
+  template <class V, int N>                                                 \
+  GENKERN_HD Pack<V, N> operator op(Pack<V, N> a, uint32_t b) {             \
+    Pack<V, N> out;                                                         \
+    for (int i = 0; i < N; ++i) out.v[i] = a.v[i] op b;                     \
+    return out;                                                             \
+  }
+GENKERN_PACK_OPERATOR(+)
+GENKERN_PACK_OPERATOR(-)
+GENKERN_PACK_OPERATOR(*)
+GENKERN_PACK_OPERATOR(&)
+GENKERN_PACK_OPERATOR(^)
+GENKERN_PACK_OPERATOR(<<)
+#undef GENKERN_PACK_OPERATOR
+
+template <class L, int N>
+struct PackLanes {
+  using F = Pack<typename L::F, N>;
+  using U = Pack<typename L::U, N>;
+
+  template <class Out, class Op, class... In>
+  static GENKERN_HD Out each(Op op, const In&... in) {
+    Out out;
+    for (int i = 0; i < N; ++i) out.v[i] = op(in.v[i]...);
+    return out;
+  }
+  static GENKERN_HD F unit_interval(U x) { return each<F>(L::unit_interval, x); }
+  static GENKERN_HD F quarter_turns(U y) { return each<F>(L::quarter_turns, y); }
+  static GENKERN_HD F signed_to_float(U x) { return each<F>(L::signed_to_float, x); }
+  static GENKERN_HD F fma(F a, F b, F c) { return each<F>(L::fma, a, b, c); }
+  static GENKERN_HD F sqrt(F a) { return each<F>(L::sqrt, a); }
+  static GENKERN_HD F as_float(U x) { return each<F>(L::as_float, x); }
+  static GENKERN_HD U as_uint(F x) { return each<U>(L::as_uint, x); }
+  static GENKERN_HD F broadcast(float x) {
+    F out;
+    for (int i = 0; i < N; ++i) out.v[i] = L::broadcast(x);
+    return out;
+  }
+  static GENKERN_HD F select(U mask, F a, F b) { return each<F>(L::select, mask, a, b); }
+};
+
+#pragma GCC diagnostic pop
+
+#endif
+
+}  // namespace genkern::GENKERN_CAPABILITY
