@@ -10,27 +10,35 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-_COLOURS = {"eager": "#0072b2", "compile": "#e69f00", "roof": "#009e73"}
+_COLOURS = {"eager": "#0072b2", "compile": "#e69f00", "roof": "#009e73", "limit": "#cc79a7"}
 _HEIGHT = 0.36
 
 
-def _bars(axes: Any, records: Sequence[dict[str, Any]], against: Sequence[str]) -> None:
+def _bars(
+    axes: Any, records: Sequence[dict[str, Any]], against: Sequence[str], start: float
+) -> None:
     for row, record in enumerate(records):
-        goals = {t["against"]: t for t in record["targets"]}
+        targets = {t["against"]: t for t in record["targets"]}
         for i, name in enumerate(against):
             y = row + (i - (len(against) - 1) / 2) * _HEIGHT
             ratio = record["ratios"].get(name)
             if ratio is None:
                 continue
-            axes.barh(y, ratio, _HEIGHT, color=_COLOURS[name])
-            text = f"{ratio:.0%}" if name == "roof" else f"{ratio:.1f}"
+            axes.barh(y, ratio - start, _HEIGHT, left=start, color=_COLOURS[name])
+            side = 1 if ratio >= start else -1
             axes.annotate(
-                text, (ratio, y), (3, 0), textcoords="offset points", va="center", fontsize=7
+                f"{ratio:.2g}",
+                (ratio, y),
+                (3 * side, 0),
+                textcoords="offset points",
+                ha="left" if side > 0 else "right",
+                va="center",
+                fontsize=7,
             )
-            if name in goals:
+            if name in targets:
                 ends = (y - _HEIGHT / 2, y + _HEIGHT / 2)
-                axes.vlines(goals[name]["floor"], *ends, color="black", lw=1.6)
-                axes.vlines(goals[name]["goal"], *ends, color="black", lw=1.2, ls=":")
+                axes.vlines(targets[name]["floor"], *ends, color="black", lw=1.6)
+                axes.vlines(targets[name]["goal"], *ends, color="black", lw=1.2, ls=":")
 
 
 def save(records: Sequence[dict[str, Any]], facts: dict[str, Any], path: str) -> None:
@@ -44,26 +52,32 @@ def save(records: Sequence[dict[str, Any]], facts: dict[str, Any], path: str) ->
         sharey=True,
         layout="constrained",
     )
-    _bars(left, shown, ("eager", "compile"))
-    _bars(right, shown, ("roof",))
+    # From 1: a bar's side says who is faster.
+    _bars(left, shown, ("eager", "compile"), start=1.0)
+    _bars(right, shown, ("roof", "limit"), start=0.0)
     left.set_xscale("log")
+    left.xaxis.set_major_formatter("{x:g}")
     left.axvline(1.0, color="gray", lw=0.8)
     left.set_xlabel("times faster (log scale)")
     left.margins(x=0.08)
+    right.margins(x=0.2)
     right.axvline(1.0, color="gray", lw=0.8)
-    right.set_xlabel("fraction of the memory roof")
+    right.set_xlabel("fraction of the speed limit")
     left.set_yticks(range(len(shown)), [r["case"] for r in shown], fontsize=8)
     left.set_ylim(len(shown) - 0.4, -0.6)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[n]) for n in ("eager", "compile")]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in _COLOURS.values()]
     handles += [plt.Line2D([], [], color="black"), plt.Line2D([], [], color="black", ls=":")]
-    names = ["over eager PyTorch", "over torch.compile", "floor", "goal"]
-    figure.legend(handles, names, loc="outside upper right", ncols=4, frameon=False)
+    names = [
+        "over eager PyTorch", "over torch.compile", "of memory", "of memory or noise alone",
+        "floor", "goal",
+    ]  # fmt: skip
+    figure.legend(handles, names, loc="outside upper right", ncols=6, frameon=False)
     figure.suptitle(
         f"genkern {facts['genkern']}, torch {facts['torch']}, {facts['cpu']},"
         f" {facts['instruction set']}, {facts['threads']} threads",
         x=0.01,
         ha="left",
-        fontsize=9,
+        fontsize=8,
     )
     figure.savefig(path, dpi=140)
     plt.close(figure)

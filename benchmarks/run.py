@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from genkern._ops.op import BACKENDS
 
 Record = dict[str, Any]
 
-# The reference is the definition, not a contender: beyond this it only takes time.
-_REFERENCE_ELEMENTS = 1 << 20
+# The reference emulates the kernels' arithmetic where it draws noise. It is the definition, not a
+# contender: beyond this it would only take time.
+_REFERENCE_ELEMENTS = 1 << 18
 # Below this the streams lie in the processor's own caches, and memory is no roof.
 _ROOF_BYTES = 1 << 22
 
@@ -35,16 +35,10 @@ class Options:
 
 
 def candidates(case: Case, options: Options) -> list[str]:
-    """The backends that a case is run with, the preferred first."""
-    found = []
-    for backend in BACKENDS:
-        name = backend.name
-        # On CPUs Triton has an interpreter only: nothing to time.
-        interpreted = name == "triton" and options.device.type == "cpu"
-        too_slow = name == "reference" and case.elements > _REFERENCE_ELEMENTS and found
-        if not (interpreted or too_slow or name in options.without):
-            found.append(name)
-    return found
+    """The backends to try, the preferred first."""
+    # On CPUs Triton has an interpreter only: nothing to time.
+    left_out = {"triton", *options.without} if options.device.type == "cpu" else options.without
+    return [backend.name for backend in BACKENDS if backend.name not in left_out]
 
 
 def _summary(error: Exception) -> str:
@@ -56,6 +50,9 @@ def _gates(case: Case, options: Options, record: Record) -> list[str]:
     """Checks every backend; returns those that passed."""
     passed = []
     for name in candidates(case, options):
+        slow = case.noise == "drawn" and case.elements > _REFERENCE_ELEMENTS
+        if name == "reference" and passed and slow:
+            continue
         try:
             with genkern.use_backend(name):
                 error = gate.check(case, options.device)
@@ -72,33 +69,34 @@ def _gates(case: Case, options: Options, record: Record) -> list[str]:
     return passed
 
 
-def contenders(
-    case: Case, options: Options, backends: list[str], record: Record
+def _contenders(
+    given: calls.Arguments, options: Options, backends: list[str], record: Record
 ) -> dict[str, Contender]:
     """The calls to time, by name."""
-    threads = min(case.threads or options.threads, options.threads)
-    given = calls.arguments(case, options.device)
+    case, threads = given.case, record["threads"]
     step = calls.genkern_step(given)
     against = {target.against for target in case.targets}
     found: dict[str, Contender] = {}
 
-    def add(name: str, make: Callable[[], Callable[[], Any]], threads: int = threads) -> None:
-        if name not in options.without:
-            found[name] = Contender(make(), threads)
-
-    add("eager", lambda: calls.step(case.problem.eager, given, given.noise))
-    try:
-        torch.set_num_threads(threads)  # the compiled code keeps the number it was compiled with
-        add("compile", lambda: calls.step(calls.compiled(case), given, given.noise))
-    except Exception as error:  # whatever Inductor raises: there is no compiled code to time
-        record["unavailable"]["compile"] = _summary(error)
+    if "eager" not in options.without:
+        found["eager"] = Contender(calls.step(case.problem.eager, given, given.noise), threads)
+    if "compile" not in options.without:
+        try:
+            compiled = calls.step(calls.compiled(case), given, given.noise)
+            compiled()
+            found["compile"] = Contender(compiled, threads)
+        except Exception as error:  # whatever Inductor raises: there is no compiled code to time
+            record["unavailable"]["compile"] = _summary(error)
     for name in backends:
-        # The preferred backend as users call it, without asking for one.
-        found[name] = Contender(step, threads, None if name == backends[0] else name)
+        # The preferred backend as users call it, without asking for it.
+        asked = None if name == backends[0] and name != "reference" else name
+        found[name] = Contender(step, threads, asked)
+    own = found[backends[0]]
     if "1 thread" in against and threads > 1:
-        found["1 thread"] = Contender(step, 1)
+        found["1 thread"] = dataclasses.replace(own, threads=1)
     if "limit" in against:
-        found["normal"] = Contender(calls.noise_step(case, options.device), threads)
+        noise = calls.noise_step(case, options.device)
+        found["normal"] = dataclasses.replace(own, run=noise)
     stream = case.elements * case.dtype.itemsize
     if options.device.type == "cpu" and stream >= _ROOF_BYTES:
         for name, triad in roof.triads(stream, threads).items():
@@ -106,29 +104,18 @@ def contenders(
     return found
 
 
-def _kept(case: Case, options: Options, given: calls.Arguments) -> dict[str, int]:
-    if not case.backward:
+def _kept(given: calls.Arguments) -> dict[str, int]:
+    if not given.case.backward:
         return {}
-    problem = case.problem
+    problem = given.case.problem
     return {
         "genkern": calls.kept_bytes(problem.genkern, given, None, given.noise),
         "eager": calls.kept_bytes(problem.eager, given, given.noise),
     }
 
 
-def _limits(case: Case, times: dict[str, Timing], record: Record) -> dict[str, float]:
-    """Seconds that a target's ratio is taken of, by the target's `against`."""
-    found = {name: timing.best for name, timing in times.items()}
-    triads = [timing.best for name, timing in times.items() if name.startswith("triad")]
-    if triads:
-        streams = roof.STREAMS * case.elements * case.dtype.itemsize
-        found["roof"] = min(triads) * record["bytes"] / streams
-        found["limit"] = max(found["roof"], record["draws"] * found.get("normal", 0.0))
-    return found
-
-
-def run(case: Case, options: Options) -> Record:
-    """Checks and times one case; the record holds only what JSON can."""
+def prepare(case: Case, options: Options) -> tuple[Record, dict[str, Contender]]:
+    """Checks one case; returns what is known of it, and the calls to time if it passed."""
     record: Record = {
         "case": case.id,
         "problem": case.problem.name,
@@ -141,23 +128,46 @@ def run(case: Case, options: Options) -> Record:
         "failed": {},
         "unavailable": {},
         "times": {},
+        "ratios": {},
         "kept": {},
         "targets": [],
     }
+    # Compiled code keeps the number of threads that it was compiled with.
     torch.set_num_threads(record["threads"])
     backends = _gates(case, options, record)
     if record["failed"] or not backends:
-        return record
-    timed = contenders(case, options, backends, record)
-    with running(timed[backends[0]]) as step:
-        record["bytes"], record["draws"] = calls.traffic(step)
-    record["kept"] = _kept(case, options, calls.arguments(case, options.device))
-    times = interleave(timed, rounds=options.rounds, seconds=options.seconds, device=options.device)
+        return record, {}
+    given = calls.arguments(case, options.device)
+    found = _contenders(given, options, backends, record)
     record["backend"] = backends[0]
+    with running(found[backends[0]]) as step:
+        record["bytes"], record["draws"] = calls.traffic(step)
+    record["kept"] = _kept(given)
+    return record, found
+
+
+def _limits(case: Case, times: dict[str, Timing], record: Record) -> dict[str, float]:
+    """Seconds that a target's ratio is taken of, by the target's `against`."""
+    found = {name: timing.best for name, timing in times.items()}
+    triads = [timing.best for name, timing in times.items() if name.startswith("triad")]
+    if triads:
+        streams = roof.STREAMS * case.elements * case.dtype.itemsize
+        found["roof"] = min(triads) * record["bytes"] / streams
+        if "normal" in times:
+            found["limit"] = max(found["roof"], record["draws"] * found["normal"])
+    return found
+
+
+def run(case: Case, options: Options) -> Record:
+    """Checks and times one case; the record holds only what JSON can."""
+    record, timed = prepare(case, options)
+    if not timed:
+        return record
+    times = interleave(timed, rounds=options.rounds, seconds=options.seconds, device=options.device)
+    own, limits = times[record["backend"]].best, _limits(case, times, record)
     record["times"] = {name: dataclasses.asdict(timing) for name, timing in times.items()}
-    own, limits = times[backends[0]].best, _limits(case, times, record)
     record["gbps"] = record["bytes"] / own / 1e9
-    record["ratios"] = {name: limits[name] / own for name in limits if name != backends[0]}
+    record["ratios"] = {n: limits[n] / own for n in limits if n != record["backend"]}
     for target in case.targets:
         ratio = record["ratios"].get(target.against)
         record["targets"].append({**dataclasses.asdict(target), "ratio": ratio})

@@ -78,6 +78,15 @@ class _OnCuda:
         return statistics.median(a.elapsed_time(b) for a, b in pairs) / 1e3
 
 
+Clock = Callable[[Callable[[], Any], int], float]
+
+
+def repeats(run: Callable[[], Any], clock: Clock = _on_cpu) -> int:
+    """How often a round calls `run`, which is called twice to find out."""
+    run()  # compiles, loads, allocates
+    return max(1, math.ceil(_ROUND_SECONDS / clock(run, 1)))
+
+
 def interleave(
     contenders: Mapping[str, Contender], *, rounds: int, seconds: float, device: torch.device
 ) -> dict[str, Timing]:
@@ -89,14 +98,13 @@ def interleave(
         seconds: Time for each contender's rounds; at least two are run.
         device: Where the calls run.
     """
-    clock = _OnCuda() if device.type == "cuda" else _on_cpu
-    repeats, limits = {}, {}
+    clock: Clock = _OnCuda() if device.type == "cuda" else _on_cpu
+    calls, limits = {}, {}
     for name, contender in contenders.items():
         with running(contender) as run:
-            run()  # compiles, loads, allocates
-            estimate = clock(run, 1)
-        repeats[name] = max(1, math.ceil(_ROUND_SECONDS / estimate))
-        limits[name] = min(rounds, max(2, int(seconds / (estimate * repeats[name]))))
+            calls[name] = repeats(run, clock)
+            estimate = clock(run, calls[name]) * calls[name]
+        limits[name] = min(rounds, max(2, int(seconds / estimate)))
     measured: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     collecting = gc.isenabled()
@@ -108,7 +116,7 @@ def interleave(
             for name in names[first:] + names[:first]:
                 if turn < limits[name]:
                     with running(contenders[name]) as run:
-                        measured[name].append(clock(run, repeats[name]))
+                        measured[name].append(clock(run, calls[name]))
     finally:
         if collecting:
             gc.enable()
