@@ -135,7 +135,7 @@ class Tiles:
         columns = self._size(self._columns)
         outer = [self._size(group) for group in self._outer]
         self.rows = math.prod(outer)
-        tile_columns = max(4, min(TILE, _next_power_of_2(columns)))
+        tile_columns = max(8, min(TILE, _next_power_of_2(columns)))
         tile_rows = min(TILE // tile_columns, _next_power_of_2(self.rows))
         self.column_tiles = -(-columns // tile_columns)
         self.programs = -(-self.rows // tile_rows) * self.column_tiles
@@ -206,12 +206,12 @@ def _next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def block_aligned(stream: Stream | None, dtype: torch.dtype) -> bool:
-    """Whether every row of the stream starts with the first element of a Philox block."""
-    if stream is None:
-        return True
+def blocks_together(stream: Stream | None, dtype: torch.dtype) -> int:
+    """How many Philox blocks make up a 128-bit access; 0 if a row may start inside a block."""
     per_block = 2 if dtype == torch.float64 else 4
-    return all(n % per_block == 0 for n in (*stream.index, stream.draw or 0))
+    if stream is None or any(n % per_block for n in (*stream.index, stream.draw or 0)):
+        return 0
+    return 2 if dtype.itemsize == 2 else 1
 
 
 def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **meta: Any) -> None:

@@ -1,14 +1,14 @@
 """Elementary functions in Triton: csrc/include/genkern/math.h.
 
 float32 has own polynomials, because `tl.exp` compiles to an approximation whose error grows with
-the argument; float64 has `tl.exp` and `tl.log`, which compile to the vendor's accurate functions.
+the argument; float64 has `tl.exp`, which compiles to the vendor's accurate function.
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
 import triton
 import triton.language as tl
 
-from genkern._triton.normal import log1p_double
+from genkern._triton.normal import log1p_small
 
 
 @triton.jit
@@ -32,7 +32,8 @@ def exp(x):
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
-        y = clamp(x, -104.0, 89.0)
+        y = tl.maximum(x, -104.0, propagate_nan=tl.PropagateNan.ALL)
+        y = tl.minimum(y, 89.0, propagate_nan=tl.PropagateNan.ALL)
         shifted = tl.fma(y, 1.4426950216293335, 12582912.0)
         n = shifted - 12582912.0
         r = tl.fma(n, -1.428606765330187e-06, tl.fma(n, -0.693145751953125, y))
@@ -43,8 +44,8 @@ def exp(x):
         p = tl.fma(p * r, r, r) + 1.0
         k = shifted.to(tl.int32, bitcast=True) - 0x4B400000
         half = k >> 1
-        scale1 = ((half + 127) << 23).to(tl.float32, bitcast=True)
-        scale2 = ((k - half + 127) << 23).to(tl.float32, bitcast=True)
+        scale1 = ((half << 23) + 0x3F800000).to(tl.float32, bitcast=True)
+        scale2 = (((k - half) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
         return (p * scale1) * scale2
 
 
@@ -52,28 +53,28 @@ def exp(x):
 def exp_saturated(x):
     """e^x, saturated where it would be infinite: 0 times it is 0."""
     if x.dtype == tl.float64:
-        return exp(tl.where(x > 709.0, 709.0, x))
+        return exp(tl.minimum(x, 709.0, propagate_nan=tl.PropagateNan.ALL))
     else:
-        return exp(tl.where(x > 88.0, 88.0, x))
+        return exp(tl.minimum(x, 88.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
 def expm1_minus(x, e):
     """expm1(x) - x, given e = e^x. It cancels near 0, hence the series."""
     if x.dtype == tl.float64:
-        p = x * (1.0 / 1307674368000.0) + 1.0 / 87178291200.0
-        p = p * x + 1.0 / 6227020800.0
-        p = p * x + 1.0 / 479001600.0
-        p = p * x + 1.0 / 39916800.0
-        p = p * x + 1.0 / 3628800.0
-        p = p * x + 1.0 / 362880.0
-        p = p * x + 1.0 / 40320.0
-        p = p * x + 1.0 / 5040.0
-        p = p * x + 1.0 / 720.0
-        p = p * x + 1.0 / 120.0
-        p = p * x + 1.0 / 24.0
-        p = p * x + 1.0 / 6.0
-        p = p * x + 0.5
+        p = tl.fma(x, 1.0 / 1307674368000.0, 1.0 / 87178291200.0)
+        p = tl.fma(p, x, 1.0 / 6227020800.0)
+        p = tl.fma(p, x, 1.0 / 479001600.0)
+        p = tl.fma(p, x, 1.0 / 39916800.0)
+        p = tl.fma(p, x, 1.0 / 3628800.0)
+        p = tl.fma(p, x, 1.0 / 362880.0)
+        p = tl.fma(p, x, 1.0 / 40320.0)
+        p = tl.fma(p, x, 1.0 / 5040.0)
+        p = tl.fma(p, x, 1.0 / 720.0)
+        p = tl.fma(p, x, 1.0 / 120.0)
+        p = tl.fma(p, x, 1.0 / 24.0)
+        p = tl.fma(p, x, 1.0 / 6.0)
+        p = tl.fma(p, x, 0.5)
     else:
         p = tl.fma(x, 0.0001987562864087522, 0.0013981997035443783)
         p = tl.fma(p, x, 0.008333452045917511)
@@ -85,11 +86,14 @@ def expm1_minus(x, e):
 
 @triton.jit
 def log1p_exp(e):
-    """log(1 + e) for e in [0, 1]."""
+    """log(1 + e) for e in [0, 1]. The quotient may be 2 ulp off: `div_rn` is a call."""
     if e.dtype == tl.float64:
-        return log1p_double(e)
+        # Above sqrt(2) - 1, 1 + e is 2 (1 + f) with f = (e - 1) / 2, exactly.
+        high = e > 0.41421356237309503
+        f = tl.where(high, (e - 1.0) * 0.5, e)
+        return log1p_small(f) + tl.where(high, 0.6931471805599453, 0.0)
     else:
-        s = divide(e, e + 2.0)
+        s = e / (e + 2.0)
         q = s * s
         p = tl.fma(q, 0.2817833125591278, 0.27960604429244995)
         p = tl.fma(p, q, 0.40024909377098083)

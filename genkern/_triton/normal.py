@@ -18,12 +18,24 @@ def unit_interval(x):
 
 
 @triton.jit
+def quarter_turns(y):
+    """4 unit_interval(y): the scaling is exact."""
+    return tl.fma(y.to(tl.float32), 9.313225746154785e-10, 4.656612873077393e-10)
+
+
+@triton.jit
+def flip_sign(x, mask):
+    """x with its sign bit xored with `mask`, which has no other bit."""
+    return (x.to(tl.uint32, bitcast=True) ^ mask).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def radius(x):
     """sqrt(-2 ln u) for u = unit_interval(x)."""
-    bits = unit_interval(x).to(tl.uint32, bitcast=True) - 0x3F3504F3
-    e = (bits.to(tl.int32, bitcast=True) >> 23).to(tl.float32)
-    mantissa = (bits & 0x007FFFFF) + 0x3F3504F3
-    f = mantissa.to(tl.float32, bitcast=True) - 1.0
+    bits = unit_interval(x).to(tl.uint32, bitcast=True)
+    exponent = (bits - 0x3F3504F3) & 0xFF800000
+    e = exponent.to(tl.int32, bitcast=True).to(tl.float32)
+    f = (bits - exponent).to(tl.float32, bitcast=True) - 1.0
     p = tl.fma(f, -0.17481084167957306, 0.2861981987953186)
     p = tl.fma(p, f, -0.29833561182022095)
     p = tl.fma(p, f, 0.3314005434513092)
@@ -31,43 +43,35 @@ def radius(x):
     p = tl.fma(p, f, 0.5000357031822205)
     p = tl.fma(p, f, -0.6666789650917053)
     p = tl.fma(p, f, 0.9999998211860657)
-    p = tl.fma(p, f, -2.0)
-    return tl.sqrt_rn(tl.fma(e, -1.3862943649291992, p * f))
-
-
-@triton.jit
-def flip_sign(x, mask):
-    """x with its sign bit xored with the top bit of `mask`."""
-    sign = mask & 0x80000000
-    return (x.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+    log_m = tl.fma(f, -2.0, p * (f * f))
+    return tl.sqrt_rn(tl.fma(e, -1.6525916635146132e-07, log_m))
 
 
 @triton.jit
 def angle(y):
-    """cos(2 pi v) and sin(2 pi v) for v = unit_interval(y)."""
-    v = unit_interval(y)
-    shifted = tl.fma(v, 4.0, 12582912.0)
-    q = shifted.to(tl.uint32, bitcast=True)
-    f = tl.fma(shifted - 12582912.0, -0.25, v)
-    g = f * f
-    s = tl.fma(g, -76.74058532714844, 81.62486267089844)
-    s = tl.fma(s, g, -41.341861724853516)
-    s = tl.fma(s, g, 6.2831854820251465) * f
-    t = tl.fma(g, -83.61853790283203, 64.9222183227539)
-    t = tl.fma(t, g, -19.73916244506836)
-    t = tl.fma(t, g, 1.0)
-    half = q << 30
+    """cos(2 pi v) and sin(2 pi v) for 4 v = quarter_turns(y), but for the sign bit also returned."""
+    w = quarter_turns(y)
+    shifted = w + 12582912.0
+    f = w - (shifted - 12582912.0)
+    half = shifted.to(tl.uint32, bitcast=True) << 30
     odd = half + half
+    h = flip_sign(f, odd)
+    g = f * f
+    s = tl.fma(g, -0.004683873616158962, 0.07971177995204926)
+    s = tl.fma(s, g, -0.6459665894508362)
+    s = tl.fma(s, g, 1.5707963705062866) * h
+    t = tl.fma(g, -0.0204146821051836, 0.25360241532325745)
+    t = tl.fma(t, g, -1.2336976528167725)
+    t = tl.fma(t, g, 1.0)
     swap = odd != 0
-    cosine = flip_sign(tl.where(swap, s, t), half ^ odd)
-    sine = flip_sign(tl.where(swap, t, s), half)
-    return cosine, sine
+    return tl.where(swap, s, t), tl.where(swap, t, s), half & 0x80000000
 
 
 @triton.jit
 def box_muller(x, y):
-    r = radius(x)
-    cosine, sine = angle(y)
+    """The two normals of a pair of words: r cos 2 pi v and r sin 2 pi v."""
+    cosine, sine, sign = angle(y)
+    r = flip_sign(radius(x), sign)
     return r * cosine, r * sine
 
 
@@ -85,24 +89,76 @@ def uniform_double(high, low):
 
 
 @triton.jit
-def log1p_double(x):
-    """log(1 + x): the logarithm of the rounded sum, corrected by what the rounding lost."""
-    u = x + 1.0
-    return tl.log(u) + (x - (u - 1.0)) / u
+def log1p_small(f):
+    """log(1 + f) in float64 for sqrt(1/2) <= 1 + f <= sqrt(2)."""
+    # 2 atanh(s) = 2 s (1 + q / 3 + q^2 / 5 + ...), q = s^2 <= 0.0295: the first term left out is
+    # q^11 / 23 < 2^-60 of the sum.
+    s = f / (f + 2.0)
+    q = s * s
+    p = tl.fma(q, 1.0 / 21.0, 1.0 / 19.0)
+    p = tl.fma(p, q, 1.0 / 17.0)
+    p = tl.fma(p, q, 1.0 / 15.0)
+    p = tl.fma(p, q, 1.0 / 13.0)
+    p = tl.fma(p, q, 1.0 / 11.0)
+    p = tl.fma(p, q, 1.0 / 9.0)
+    p = tl.fma(p, q, 1.0 / 7.0)
+    p = tl.fma(p, q, 1.0 / 5.0)
+    p = tl.fma(p, q, 1.0 / 3.0)
+    s = s + s
+    return tl.fma(s * q, p, s)
 
 
 @triton.jit
-def box_muller_double(w0, w1, w2, w3):
-    x = join_words(w0, w1)
-    y = join_words(w2, w3)
+def sine_double(x):
+    """sin x for |x| <= pi/4: Taylor to x^17 / 17!, the next term is below 2^-62 of the sum."""
+    g = x * x
+    p = tl.fma(g, 1.0 / 355687428096000.0, -1.0 / 1307674368000.0)
+    p = tl.fma(p, g, 1.0 / 6227020800.0)
+    p = tl.fma(p, g, -1.0 / 39916800.0)
+    p = tl.fma(p, g, 1.0 / 362880.0)
+    p = tl.fma(p, g, -1.0 / 5040.0)
+    p = tl.fma(p, g, 1.0 / 120.0)
+    p = tl.fma(p, g, -1.0 / 6.0)
+    return tl.fma(x * g, p, x)
+
+
+@triton.jit
+def cosine_double(x):
+    """cos x for |x| <= pi/4: Taylor to x^16 / 16!, the next term is below 2^-57 of the sum."""
+    g = x * x
+    p = tl.fma(g, 1.0 / 20922789888000.0, -1.0 / 87178291200.0)
+    p = tl.fma(p, g, 1.0 / 479001600.0)
+    p = tl.fma(p, g, -1.0 / 3628800.0)
+    p = tl.fma(p, g, 1.0 / 40320.0)
+    p = tl.fma(p, g, -1.0 / 720.0)
+    p = tl.fma(p, g, 1.0 / 24.0)
+    return tl.fma(g * g, p, tl.fma(g, -0.5, 1.0))
+
+
+@triton.jit
+def radius_double(x):
+    """sqrt(-2 ln u), u = (x + 1/2) 2^-64, with full relative precision at both ends."""
     upper = x.to(tl.int64, bitcast=True) < 0
-    u = tl.where(upper, ~x, x).to(tl.float64) * 5.421010862427522e-20 + 2.710505431213761e-20
-    r = tl.sqrt(-2.0 * tl.where(upper, log1p_double(-u), tl.log(u)))
+    w = tl.where(upper, ~x, x).to(tl.float64) * 5.421010862427522e-20 + 2.710505431213761e-20
+    # u = w, or 1 - w if upper. As 2^e (1 + f), with 1 + f in [sqrt(1/2), sqrt(2)):
+    bits = w.to(tl.int64, bitcast=True) - 0x3FE6A09E667F3BCC  # the bits of sqrt(1/2)
+    mantissa = (bits & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E667F3BCC
+    near_1 = w <= 0.2928932188134524
+    f_upper = tl.where(near_1, -w, 1.0 - (w + w))
+    f = tl.where(upper, f_upper, mantissa.to(tl.float64, bitcast=True) - 1.0)
+    e = tl.where(upper, tl.where(near_1, 0, -1), (bits >> 52).to(tl.int32)).to(tl.float64)
+    return tl.sqrt(-2.0 * tl.fma(e, 0.6931471805599453, log1p_small(f)))
+
+
+@triton.jit
+def box_muller_double(x, y):
+    """The two normals of a pair of 64-bit words."""
+    r = radius_double(x)
+    # v = (y + 1/2) 2^-64 less its nearest quarter turn, before it is rounded.
     q = (y + (1 << 61)) >> 62
-    f = (y - (q << 62)).to(tl.int64, bitcast=True).to(tl.float64) + 0.5
-    theta = f * 3.4061215800865545e-19
-    s = tl.sin(theta)
-    c = tl.cos(theta)
+    theta = ((y - (q << 62)).to(tl.int64, bitcast=True).to(tl.float64) + 0.5) * 3.4061215800865545e-19
+    s = sine_double(theta)
+    c = cosine_double(theta)
     odd = (q & 1) != 0
     cosine = tl.where(odd, s, c)
     sine = tl.where(odd, c, s)
@@ -130,7 +186,7 @@ def draws(w0, w1, w2, w3, NORMAL: tl.constexpr):
 def draws_double(w0, w1, w2, w3, NORMAL: tl.constexpr):
     """The two float64 numbers of a block."""
     if NORMAL:
-        n0, n1 = box_muller_double(w0, w1, w2, w3)
+        n0, n1 = box_muller_double(join_words(w0, w1), join_words(w2, w3))
     else:
         n0 = uniform_double(w0, w1)
         n1 = uniform_double(w2, w3)
@@ -159,22 +215,14 @@ def noise_tile(
     """Elements start .. start + COLUMNS of each row's stream.
 
     Args:
-        seed, offset: The key's words, (1, 1) or (rows, 1).
+        seed, offset: The key's words, scalars or (rows, 1).
         start: Index in the stream of the row's first column, (rows, 1).
-        BLOCKS: Whether every `start` is the first element of a block. Then a block is computed
-            once for all of its elements; otherwise once for each.
+        BLOCKS: How many neighbouring blocks a thread works on, so that it ends up with the elements
+            that it loads and stores at once; 0 where a row may start inside a block, and each
+            element computes its own.
     """
     PER_BLOCK: tl.constexpr = 2 if T == tl.float64 else 4
-    if BLOCKS:
-        index = start // PER_BLOCK + tl.arange(0, COLUMNS // PER_BLOCK)[None, :]
-        w0, w1, w2, w3 = philox_block(seed, offset, index)
-        if T == tl.float64:
-            n0, n1 = draws_double(w0, w1, w2, w3, NORMAL)
-            return tl.interleave(n0, n1)
-        else:
-            n0, n1, n2, n3 = draws(w0, w1, w2, w3, NORMAL)
-            return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
-    else:
+    if BLOCKS == 0:
         element = start + tl.arange(0, COLUMNS)[None, :]
         lane = (element % PER_BLOCK).to(tl.int32)
         w0, w1, w2, w3 = philox_block(seed, offset, element // PER_BLOCK)
@@ -183,3 +231,19 @@ def noise_tile(
             return tl.where(lane == 0, n0, n1)
         else:
             return draw_one(w0, w1, w2, w3, lane, NORMAL)
+    else:
+        first = tl.arange(0, COLUMNS // PER_BLOCK // BLOCKS)[None, :] * BLOCKS
+        w0, w1, w2, w3 = philox_block(seed, offset, start // PER_BLOCK + first)
+        if T == tl.float64:
+            n0, n1 = draws_double(w0, w1, w2, w3, NORMAL)
+            return tl.interleave(n0, n1)
+        else:
+            n0, n1, n2, n3 = draws(w0, w1, w2, w3, NORMAL)
+            if BLOCKS == 2:
+                w0, w1, w2, w3 = philox_block(seed, offset, start // PER_BLOCK + first + 1)
+                n4, n5, n6, n7 = draws(w0, w1, w2, w3, NORMAL)
+                n0 = tl.interleave(n0, n4)
+                n1 = tl.interleave(n1, n5)
+                n2 = tl.interleave(n2, n6)
+                n3 = tl.interleave(n3, n7)
+            return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genkern._triton.launch import TILE, Tiles, block_aligned, launch
+from genkern._triton.launch import TILE, Tiles, blocks_together, launch
 from genkern._triton.philox import join_words, philox_block
 from genkern._triton.tile import noise, store, this_tile
 
@@ -68,7 +68,7 @@ def _noise(key: Tensor, shape: Sequence[int], dtype: torch.dtype, normal: bool) 
     launch(
         noise_kernel, tiles.programs, key.device,
         tiles.operand(out), stream, tiles.form,
-        **tiles.meta, BLOCKS=block_aligned(stream, dtype), NORMAL=normal,
+        **tiles.meta, BLOCKS=blocks_together(stream, dtype), NORMAL=normal,
     )  # fmt: skip
     return out
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genkern._triton.launch import NONE, SAMPLE, Tiles, block_aligned, launch
+from genkern._triton.launch import NONE, SAMPLE, Tiles, blocks_together, launch
 from genkern._triton.math import clamp, divide, exp, exp_saturated, expm1_minus, log1p_exp
 from genkern._triton.reduce import divisor, finish, new_partial, store_partial
 from genkern._triton.tile import load, noise, store, this_tile
@@ -68,7 +68,7 @@ def bernoulli_value(logit, x):
     positive = logit > 0.0
     e = exp(tl.where(positive, -logit, logit))
     value = tl.fma(-logit, x, tl.where(positive, logit, 0.0)) + log1p_exp(e)
-    return value, divide(tl.where(positive, 1.0, e), e + 1.0) - x
+    return value, tl.where(positive, 1.0, e) / (e + 1.0) - x
 
 
 LOG_2_PI = tl.constexpr(1.8378770664093454836)
@@ -129,12 +129,14 @@ def posterior_kernel(
     prior_mu_value: tl.float64, prior_logvar_value: tl.float64, free_bits: tl.float64,
     logvar_min: tl.float64, logvar_max: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCKS: tl.constexpr, STANDARD: tl.constexpr, BY_ROW: tl.constexpr,
+    BLOCKS: tl.constexpr, STANDARD: tl.constexpr, FREE_BITS: tl.constexpr, CLAMP: tl.constexpr,
+    BY_ROW: tl.constexpr,
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     m = load(mu, row, start, mask, form, T, VECTOR)
     l = load(logvar, row, start, mask, form, T, VECTOR)
-    l = clamp(l, tl.full((), logvar_min, T), tl.full((), logvar_max, T))
+    if CLAMP:
+        l = clamp(l, tl.full((), logvar_min, T), tl.full((), logvar_max, T))
     sigma = standard_deviation(l)
     if z is not None:
         for draw in range(draws):
@@ -145,7 +147,8 @@ def posterior_kernel(
             m, l, sigma, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
             row, start, mask, form, T, VECTOR, STANDARD,
         )  # fmt: skip
-        value = with_free_bits(value, tl.full((), free_bits, T))
+        if FREE_BITS:
+            value = with_free_bits(value, tl.full((), free_bits, T))
         if kl is not None:
             store(kl, value, row, start, mask, form, VECTOR)
         else:
@@ -153,11 +156,14 @@ def posterior_kernel(
 
 
 @triton.jit
-def add_compensated(total, lost, x):
-    """Kahan's sum, so that the error does not grow with the number of draws."""
-    y = x - lost
-    new = total + y
-    return new, (new - total) - y
+def add_draw(total, lost, x, DRAWS: tl.constexpr):
+    """Kahan's sum over many draws, whose error does not grow with their number."""
+    if DRAWS:
+        y = x - lost
+        new = total + y
+        return new, (new - total) - y
+    else:
+        return total + x, lost
 
 
 @triton.jit
@@ -167,14 +173,17 @@ def posterior_backward_kernel(
     prior_mu_value: tl.float64, prior_logvar_value: tl.float64, free_bits: tl.float64,
     logvar_min: tl.float64, logvar_max: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCKS: tl.constexpr, STANDARD: tl.constexpr,
+    BLOCKS: tl.constexpr, STANDARD: tl.constexpr, FREE_BITS: tl.constexpr, CLAMP: tl.constexpr,
+    DRAWS: tl.constexpr,
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     m = load(mu, row, start, mask, form, T, VECTOR)
     raw = load(logvar, row, start, mask, form, T, VECTOR)
+    l = raw
     lo = tl.full((), logvar_min, T)
     hi = tl.full((), logvar_max, T)
-    l = clamp(raw, lo, hi)
+    if CLAMP:
+        l = clamp(raw, lo, hi)
     sigma = standard_deviation(l)
     g_mu = tl.zeros((ROWS, COLUMNS), T)
     g_logvar = tl.zeros((ROWS, COLUMNS), T)
@@ -184,10 +193,10 @@ def posterior_backward_kernel(
         for draw in range(draws):
             gz = load(grad_z, row, start, mask, form, T, VECTOR, draw)
             if grad_mu is not None:
-                g_mu, lost_mu = add_compensated(g_mu, lost_mu, gz)
+                g_mu, lost_mu = add_draw(g_mu, lost_mu, gz, DRAWS)
             if grad_logvar is not None:
                 eps = noise_or_load(given, stream, row, start, mask, form, draw, T, VECTOR, BLOCKS)
-                g_logvar, lost_logvar = add_compensated(g_logvar, lost_logvar, gz * eps)
+                g_logvar, lost_logvar = add_draw(g_logvar, lost_logvar, gz * eps, DRAWS)
             if grad_noise is not None:
                 store(grad_noise, gz * sigma, row, start, mask, form, VECTOR, draw)
         g_logvar = g_logvar * sigma * 0.5
@@ -199,7 +208,8 @@ def posterior_backward_kernel(
         gk = divide(
             load(grad_kl, row, start, mask, form, T, VECTOR), tl.full((1, 1), divisor, T)
         )
-        gk = free_bits_gradient(value, gk, tl.full((), free_bits, T))
+        if FREE_BITS:
+            gk = free_bits_gradient(value, gk, tl.full((), free_bits, T))
         g_mu += gk * by_mu
         g_logvar += gk * by_logvar
         if grad_prior_mu is not None:
@@ -209,7 +219,9 @@ def posterior_backward_kernel(
     if grad_mu is not None:
         store(grad_mu, g_mu, row, start, mask, form, VECTOR)
     if grad_logvar is not None:
-        store(grad_logvar, clamp_gradient(raw, g_logvar, lo, hi), row, start, mask, form, VECTOR)
+        if CLAMP:
+            g_logvar = clamp_gradient(raw, g_logvar, lo, hi)
+        store(grad_logvar, g_logvar, row, start, mask, form, VECTOR)
 
 
 @triton.jit
@@ -251,7 +263,7 @@ def gaussian_nll_kernel(
     inverse_sigma: tl.float64, half_log_2_pi_variance: tl.float64,
     logvar_min: tl.float64, logvar_max: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
-    BY_ROW: tl.constexpr,
+    CLAMP: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     mean = load(x_hat, row, start, mask, form, T, VECTOR)
@@ -262,7 +274,8 @@ def gaussian_nll_kernel(
         )
     else:
         l = load(logvar, row, start, mask, form, T, VECTOR)
-        l = clamp(l, tl.full((), logvar_min, T), tl.full((), logvar_max, T))
+        if CLAMP:
+            l = clamp(l, tl.full((), logvar_min, T), tl.full((), logvar_max, T))
         value, _, _ = gaussian_value(mean, target, l)
     if nll is not None:
         store(nll, value, row, start, mask, form, VECTOR)
@@ -275,6 +288,7 @@ def gaussian_nll_backward_kernel(
     grad, divisor, x_hat, x, logvar, grad_x_hat, grad_x, grad_logvar, form,
     inverse_sigma: tl.float64, logvar_min: tl.float64, logvar_max: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    CLAMP: tl.constexpr,
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     g = load(grad, row, start, mask, form, T, VECTOR)
@@ -288,9 +302,14 @@ def gaussian_nll_backward_kernel(
         raw = load(logvar, row, start, mask, form, T, VECTOR)
         lo = tl.full((), logvar_min, T)
         hi = tl.full((), logvar_max, T)
-        _, by_x, by_logvar = gaussian_value(mean, target, clamp(raw, lo, hi))
+        l = raw
+        if CLAMP:
+            l = clamp(raw, lo, hi)
+        _, by_x, by_logvar = gaussian_value(mean, target, l)
         if grad_logvar is not None:
-            g_logvar = clamp_gradient(raw, g * by_logvar, lo, hi)
+            g_logvar = g * by_logvar
+            if CLAMP:
+                g_logvar = clamp_gradient(raw, g_logvar, lo, hi)
             store(grad_logvar, g_logvar, row, start, mask, form, VECTOR)
     if grad_x_hat is not None:
         store(grad_x_hat, -g * by_x, row, start, mask, form, VECTOR)
@@ -371,8 +390,10 @@ def rsample_kl_backward(
         *map(tiles.operand, (mu, logvar, prior_mu, prior_logvar, given)), stream,
         *map(tiles.operand, written), tiles.form, 1 if num_samples is None else num_samples,
         prior_mu_value, prior_logvar_value, free_bits, logvar_min, logvar_max,
-        T=_arithmetic(mu), **tiles.meta, BLOCKS=block_aligned(stream, mu.dtype),
+        T=_arithmetic(mu), **tiles.meta, BLOCKS=blocks_together(stream, mu.dtype),
         STANDARD=_standard(prior_mu, prior_logvar, prior_mu_value, prior_logvar_value),
+        FREE_BITS=free_bits > 0.0, CLAMP=_clamps(logvar_min, logvar_max),
+        DRAWS=num_samples is not None,
     )  # fmt: skip
     return tuple(mu.new_empty(0) if g is None else g for g in outputs)
 
@@ -415,7 +436,8 @@ def gaussian_nll(
         gaussian_nll_kernel, tiles.programs, x_hat.device,
         *map(tiles.operand, (x_hat, x, logvar, out)), partial, tiles.form,
         1.0 / sigma, math.log(sigma) + 0.5 * LOG_2_PI.value, logvar_min, logvar_max,
-        T=_arithmetic(x_hat), **tiles.meta, BY_ROW=reduction == SAMPLE,
+        T=_arithmetic(x_hat), **tiles.meta, CLAMP=_clamps(logvar_min, logvar_max),
+        BY_ROW=reduction == SAMPLE,
     )  # fmt: skip
     return _value(out, partial, x_hat, reduction)
 
@@ -433,7 +455,7 @@ def gaussian_nll_backward(
         tiles.operand(spread), divisor(x_hat.shape, reduction),
         *map(tiles.operand, (*likes, *outputs)), tiles.form,
         1.0 / sigma, logvar_min, logvar_max,
-        T=_arithmetic(x_hat), **tiles.meta,
+        T=_arithmetic(x_hat), **tiles.meta, CLAMP=_clamps(logvar_min, logvar_max),
     )  # fmt: skip
     return tuple(x_hat.new_empty(0) if g is None else g for g in outputs)
 
@@ -456,9 +478,9 @@ def _posterior(
         tiles.operand(z), tiles.operand(kl), partial, tiles.form,
         1 if num_samples is None else num_samples,
         prior_mu_value, prior_logvar_value, free_bits, logvar_min, logvar_max,
-        T=_arithmetic(mu), **tiles.meta, BLOCKS=block_aligned(stream, mu.dtype),
+        T=_arithmetic(mu), **tiles.meta, BLOCKS=blocks_together(stream, mu.dtype),
         STANDARD=_standard(prior_mu, prior_logvar, prior_mu_value, prior_logvar_value),
-        BY_ROW=by_sample,
+        FREE_BITS=free_bits > 0.0, CLAMP=_clamps(logvar_min, logvar_max), BY_ROW=by_sample,
     )  # fmt: skip
     return partial
 
@@ -479,6 +501,10 @@ def _standard(
     prior_mu: Tensor | None, prior_logvar: Tensor | None, mu_value: float, logvar_value: float
 ) -> bool:
     return prior_mu is None and prior_logvar is None and mu_value == logvar_value == 0.0
+
+
+def _clamps(lo: float, hi: float) -> bool:
+    return lo > -math.inf or hi < math.inf
 
 
 def _new_z(mu: Tensor, num_samples: int | None) -> Tensor:
