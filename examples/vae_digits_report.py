@@ -58,7 +58,7 @@ def cost_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
             "x".join(map(str, cost.shape)),
             cost.method,
             time_text(cost.seconds),
-            f"{baseline[cost.shape] / cost.seconds:.1f}x",
+            f"{baseline[cost.shape] / cost.seconds:.2g}x",
             bytes_text(cost.bytes_kept),
             bytes_text(cost.bytes_added),
         )
@@ -75,8 +75,8 @@ def environment() -> dict[str, str]:
     """What the numbers depend on."""
     return {
         "genkern": f"{genkern.__version__}, backend {backend()}",
-        "PyTorch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "CPU": f"{cpu_name()}, {os.cpu_count()} cores",
+        "PyTorch": f"{torch.__version__}, threads: {torch.get_num_threads()}",
+        "CPU": f"{cpu_name()}, cores: {os.cpu_count()}",
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
     }
 
