@@ -15,6 +15,14 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def as_a_reader():
+    # The suite may have turned Triton's interpreter on; a reader's calls do not go there.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        yield
+
+
 def code_blocks():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
