@@ -10,6 +10,7 @@ halves of a chunk and expanded gradients thus have columns of stride 1 (or 0), r
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import math
 import os
@@ -27,8 +28,9 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
-# Elements a program works on: 8 a thread with 4 warps of 32, so that 16-bit types too fill a
+# Threads of a program, and elements it works on: 8 a thread, so that 16-bit types too fill a
 # 128-bit access. The interpreter pays for each program, whatever its size.
+THREADS = 128
 TILE = 4096 if interpreted() else 1024
 
 
@@ -214,6 +216,14 @@ def blocks_together(stream: Stream | None, dtype: torch.dtype) -> int:
     return 2 if dtype.itemsize == 2 else 1
 
 
+@functools.cache
+def _warp_size(device: torch.device) -> int:
+    """Threads of a warp: 32, but 64 on AMD's data-centre GPUs."""
+    if device.type == "cpu":
+        return 32
+    return int(torch.cuda.get_device_properties(device).warp_size)
+
+
 def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **meta: Any) -> None:
     """Runs `programs` programs of a kernel on the current stream of `device`.
 
@@ -227,4 +237,6 @@ def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **meta:
         else torch.accelerator.device_index(device.index)
     )
     with on_device:
-        kernel[(programs,)](*args, **meta, num_warps=4, enable_fp_fusion=False)
+        kernel[(programs,)](
+            *args, **meta, num_warps=THREADS // _warp_size(device), enable_fp_fusion=False
+        )
