@@ -32,9 +32,10 @@ __device__ inline double sum_threads(double x) {
   return x;
 }
 
-template <class Body, class T, int kLanes>
-__global__ void __launch_bounds__(kThreads)
+template <class Body, class T, Walk kWalk>
+__global__ void __launch_bounds__(kThreads, 1)
     run(const __grid_constant__ Plan<Body::kTensors> plan, const __grid_constant__ Body body) {
+  using Position = typename PositionOf<kWalk, Pack<T>::kLanes, Plan<Body::kTensors>>::type;
   const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   double total = 0;
   if (sample < plan.samples) {
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
     for (int64_t i = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x; i < plan.slots;
          i += step) {
-      const Slot<T, kLanes, Body::kTensors> slot(plan, sample, i);
+      const Slot<T, Position, Plan<Body::kTensors>> slot(plan, sample, i);
       if constexpr (Body::kSums) {
         total += body(slot);
       } else {
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // One warp a sample.
 template <class Acc>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     add_partials(const double* partials, Acc* result, int64_t samples, int blocks, double divisor) {
   const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   double total = 0;
@@ -89,7 +90,7 @@ inline void check_launch() {
   STD_TORCH_CHECK(error == cudaSuccess, "genkern: CUDA: ", cudaGetErrorString(error));
 }
 
-struct Walk {
+struct Order {
   bool loop_repeats = false, by_sample = false;
 };
 
@@ -97,16 +98,16 @@ struct Walk {
 // sum.
 template <class T, class Body>
 void launch(Planner<Body::kTensors>& planner, const Body& body, const torch::stable::Tensor& like,
-            Walk walk) {
+            Order order) {
   using Acc = typename Arithmetic<T>::type;
   constexpr int kLanes = Pack<T>::kLanes;
-  const bool packed =
-      planner.build(walk.loop_repeats, walk.by_sample, kLanes, block_elements(sizeof(Acc)));
+  const Walk walk =
+      planner.build(order.loop_repeats, order.by_sample, kLanes, block_elements(sizeof(Acc)));
   Plan<Body::kTensors>& plan = planner.plan;
   if (plan.samples == 0 || (plan.slots == 0 && !plan.result)) return;
 
   dim3 threads(kThreads);
-  if (walk.by_sample)
+  if (order.by_sample)
     while (threads.x > 1 && threads.x / 2 >= plan.slots) threads.x /= 2;
   threads.y = kThreads / threads.x;
   dim3 blocks(ceil_divide(plan.samples, threads.y), 1);
@@ -128,10 +129,15 @@ void launch(Planner<Body::kTensors>& planner, const Body& body, const torch::sta
     }
   }
   const cudaStream_t stream = current_stream(like.get_device_index());
-  if (packed) {
-    run<Body, T, kLanes><<<blocks, threads, 0, stream>>>(plan, body);
-  } else {
-    run<Body, T, 1><<<blocks, threads, 0, stream>>>(plan, body);
+  switch (walk) {
+    case Walk::kFlat:
+      run<Body, T, Walk::kFlat><<<blocks, threads, 0, stream>>>(plan, body);
+      break;
+    case Walk::kRows:
+      run<Body, T, Walk::kRows><<<blocks, threads, 0, stream>>>(plan, body);
+      break;
+    case Walk::kElements:
+      run<Body, T, Walk::kElements><<<blocks, threads, 0, stream>>>(plan, body);
   }
   check_launch();
   if (plan.partials) {

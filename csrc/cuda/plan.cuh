@@ -19,8 +19,8 @@ namespace genkern::cuda {
 
 // After joining. More dimensions than this, none of which can be joined, are refused.
 constexpr int kMaxDims = 12;
-// Rows and at most two more: beyond, a thread takes one element.
-constexpr size_t kMaxPackedDims = 3;
+// Of Walk::kRows, the row included.
+constexpr size_t kMaxRowDims = 3;
 
 // Division by a constant: Granlund and Montgomery, "Division by invariant integers using
 // multiplication", PLDI 1994, figure 4.1. Dividends stay below 2^63, so the sum does not overflow.
@@ -39,13 +39,14 @@ struct Divisor {
 #endif
 };
 
-// The operands after a kernel's tensors.
-enum ExtraOperand { kScale, kKey, kIndex, kExtraOperands };
+// How a kernel's threads walk: see position.cuh.
+enum class Walk { kFlat, kRows, kElements };
 
 // A row is the innermost dimension, cut into slots of as many elements as a thread handles at once.
 template <int kTensors>
 struct Plan {
-  static constexpr int kOperands = kTensors + kExtraOperands;
+  // After the tensors: the gradient of a reduced value, the key, the noise index.
+  enum { kScale = kTensors, kKey, kIndex, kOperands };
 
   void* tensor[kTensors] = {};  // null: not given, or not asked for
   const void* scale = nullptr;  // gradient of a reduced value, in the arithmetic type
@@ -59,7 +60,6 @@ struct Plan {
   int64_t samples = 1, repeats = 1, slots = 0, row = 1;
   int outer_dims = 0;  // the first one varies fastest
   Divisor row_slots, outer[kMaxDims];
-  bool flat = false;     // one row is all there is: no samples, no repeats
   bool aligned = false;  // every row of every tensor starts at a multiple of 16 bytes
   int64_t outer_stride[kMaxDims][kOperands] = {};
   int64_t row_stride[kOperands] = {};
@@ -73,6 +73,8 @@ class Planner {
  public:
   using Shape = torch::headeronly::IntHeaderOnlyArrayRef;
   static constexpr int kOperands = Plan<kTensors>::kOperands;
+  static constexpr int kScale = Plan<kTensors>::kScale, kKey = Plan<kTensors>::kKey,
+                       kIndex = Plan<kTensors>::kIndex;
 
   // `repeats`: a leading dimension of some operands (importance samples), absent in the others.
   Planner(Shape shape, int64_t repeats = 1) {
@@ -100,28 +102,27 @@ class Planner {
   // The gradient of a reduced value: a scalar, or one a sample.
   void scale(const torch::stable::Tensor& t) {
     plan.scale = t.const_data_ptr();
-    if (t.dim() > 0 && sizes_.size() > 1) strides_[kTensors + kScale][1] = t.stride(0);
+    if (t.dim() > 0 && sizes_.size() > 1) strides_[kScale][1] = t.stride(0);
   }
   // (2,): the element index runs over everything. (B, 2): over repeats and the rest of a sample.
   void key(const torch::stable::Tensor& t) {
     plan.key = static_cast<const uint64_t*>(t.const_data_ptr());
     plan.key_word_stride = t.stride(-1);
     const bool by_sample = t.dim() > 1;
-    auto& index = strides_[kTensors + kIndex];
+    auto& index = strides_[kIndex];
     int64_t step = 1;
     for (size_t d = sizes_.size(); d-- > 0;) {
       if (by_sample && d == 1) continue;
       index[d] = step;
       step *= sizes_[d];
     }
-    if (by_sample) strides_[kTensors + kKey][1] = t.stride(0);
+    if (by_sample) strides_[kKey][1] = t.stride(0);
   }
 
-  // Lays out the walk and returns whether a thread may take `lanes` (16 bytes of) neighbours at
-  // once; if not, it takes one element. `block`: elements a Philox block. `loop_repeats`: one
-  // thread serves all repeats of an element. `by_sample`: dimension 0 stays apart, for sums over
-  // samples.
-  bool build(bool loop_repeats, bool by_sample, int lanes, int block) {
+  // Lays out the walk. `lanes`: elements in 16 bytes; `block`: elements a Philox block gives.
+  // `loop_repeats`: one thread serves all repeats of an element. `by_sample`: dimension 0 stays
+  // apart, for sums over samples.
+  Walk build(bool loop_repeats, bool by_sample, int lanes, int block) {
     dims_.clear();
     for (size_t d = 0; d < sizes_.size(); ++d) {
       Dim dim{sizes_[d], {}};
@@ -139,9 +140,13 @@ class Planner {
     sort();
     join();
     if (dims_.empty()) dims_.push_back({1, {}});
-    const bool vector = fits(lanes, block);
-    lay_out(vector ? lanes : 1);
-    return vector;
+    if (!has_rows(lanes, block)) {
+      lay_out(1);
+      return Walk::kElements;
+    }
+    lay_out(lanes);
+    const bool flat = dims_.size() == 1 && plan.samples == 1 && plan.repeats == 1;
+    return flat ? Walk::kFlat : Walk::kRows;
   }
 
   Plan<kTensors> plan;
@@ -200,9 +205,9 @@ class Planner {
     return true;
   }
 
-  bool fits(int lanes, int block) {
+  bool has_rows(int lanes, int block) {
     const Dim& row = dims_.back();
-    if (dims_.size() > kMaxPackedDims) return false;
+    if (dims_.size() > kMaxRowDims) return false;
     plan.aligned = true;
     for (int o = 0; o < kTensors; ++o) {
       if (!plan.tensor[o] || row.size == 1) continue;
@@ -212,16 +217,14 @@ class Planner {
         plan.aligned = false;
     }
     if (row.size == 1) return !plan.key || lanes == 1;
-    if (row.stride[kTensors + kScale] != 0 || row.stride[kTensors + kKey] != 0) return false;
-    return !plan.key ||
-           (row.stride[kTensors + kIndex] == 1 && steps_divide(kTensors + kIndex, block));
+    if (row.stride[kScale] != 0 || row.stride[kKey] != 0) return false;
+    return !plan.key || (row.stride[kIndex] == 1 && steps_divide(kIndex, block));
   }
 
   void lay_out(int lanes) {
     const Dim& row = dims_.back();
     plan.row = row.size;
     std::copy(row.stride, row.stride + kOperands, plan.row_stride);
-    plan.flat = dims_.size() == 1 && plan.samples == 1 && plan.repeats == 1;
     plan.slots = (row.size + lanes - 1) / lanes;
     plan.row_slots = Divisor(plan.slots ? plan.slots : 1);
     plan.outer_dims = static_cast<int>(dims_.size()) - 1;

@@ -1,50 +1,69 @@
-// Where a slot lies in each operand, as an offset in elements.
+// Where a slot lies in each operand, as an offset in elements: three ways to walk.
+//
+// In the first two a thread takes several neighbours of a row, in which an operand's step is 0
+// or 1.
 #pragma once
 
 #include "cuda/plan.cuh"
 
 namespace genkern::cuda {
 
-// Several lanes. Offsets are worked out where they are used: a kernel with a dozen tensors has no
-// registers for them all, and on contiguous tensors each is the column itself.
-template <int kLanes, class PlanType>
-class Position {
+// One row is all there is, as with contiguous or channels-last tensors.
+template <int kLaneCount, class PlanType>
+class FlatPosition {
  public:
-  __device__ Position(const PlanType& plan, int64_t sample, int64_t slot)
-      : plan_(plan), sample_(sample) {
-    uint64_t outer = 0;
-    if (plan.outer_dims > 0) {
-      outer = plan.row_slots.quotient(slot);
-      slot -= outer * plan.row_slots.value;
-    }
-    column_ = slot * kLanes;
-    if (plan.outer_dims > 1) {
-      second_ = plan.outer[0].quotient(outer);
-      outer -= second_ * plan.outer[0].value;
-    }
-    first_ = outer;
-  }
+  static constexpr int kLanes = kLaneCount;
 
+  __device__ FlatPosition(const PlanType& plan, int64_t, int64_t slot)
+      : plan_(plan), column_(slot * kLanes) {}
+
+  __device__ int64_t repeats() const { return 1; }
   __device__ int64_t column() const { return column_; }
-
-  __device__ int64_t offset(int operand, int64_t repeat) const {
-    int64_t offset = plan_.row_stride[operand] != 0 ? column_ : 0;
-    if (!plan_.flat)
-      offset += first_ * plan_.outer_stride[0][operand] + second_ * plan_.outer_stride[1][operand] +
-                sample_ * plan_.sample_stride[operand] + repeat * plan_.repeat_stride[operand];
-    return offset;
+  __device__ int64_t offset(int operand, int64_t) const {
+    if (operand == PlanType::kKey || operand == PlanType::kScale) return 0;
+    if (operand == PlanType::kIndex) return column_;
+    return plan_.row_stride[operand] != 0 ? column_ : 0;
   }
 
  private:
   const PlanType& plan_;
-  int64_t sample_, column_, first_, second_ = 0;
+  int64_t column_;
 };
 
-// One lane: any number of dimensions and any strides.
-template <class PlanType>
-class Position<1, PlanType> {
+// Rows in up to two more dimensions, samples and repeats. Offsets are worked out where they are
+// used: a kernel with a dozen tensors has no registers for them all.
+template <int kLaneCount, class PlanType>
+class RowPosition {
  public:
-  __device__ Position(const PlanType& plan, int64_t sample, int64_t slot) : plan_(plan) {
+  static constexpr int kLanes = kLaneCount;
+
+  __device__ RowPosition(const PlanType& plan, int64_t sample, int64_t slot)
+      : plan_(plan), sample_(sample), first_(plan.row_slots.quotient(slot)) {
+    column_ = (slot - first_ * plan.row_slots.value) * kLanes;
+    second_ = plan.outer[0].quotient(first_);
+    first_ -= second_ * plan.outer[0].value;
+  }
+
+  __device__ int64_t repeats() const { return plan_.repeats; }
+  __device__ int64_t column() const { return column_; }
+  __device__ int64_t offset(int operand, int64_t repeat) const {
+    return (plan_.row_stride[operand] != 0 ? column_ : 0) +
+           first_ * plan_.outer_stride[0][operand] + second_ * plan_.outer_stride[1][operand] +
+           sample_ * plan_.sample_stride[operand] + repeat * plan_.repeat_stride[operand];
+  }
+
+ private:
+  const PlanType& plan_;
+  int64_t sample_, first_, second_, column_;
+};
+
+// One element, any number of dimensions, any strides.
+template <class PlanType>
+class ElementPosition {
+ public:
+  static constexpr int kLanes = 1;
+
+  __device__ ElementPosition(const PlanType& plan, int64_t sample, int64_t slot) : plan_(plan) {
     uint64_t outer = plan.row_slots.quotient(slot);
     column_ = slot - outer * plan.row_slots.value;
 #pragma unroll
@@ -61,8 +80,8 @@ class Position<1, PlanType> {
     }
   }
 
+  __device__ int64_t repeats() const { return plan_.repeats; }
   __device__ int64_t column() const { return column_; }
-
   __device__ int64_t offset(int operand, int64_t repeat) const {
     return offset_[operand] + repeat * plan_.repeat_stride[operand];
   }
@@ -70,6 +89,19 @@ class Position<1, PlanType> {
  private:
   const PlanType& plan_;
   int64_t column_, offset_[PlanType::kOperands];
+};
+
+template <Walk kWalk, int kLanes, class PlanType>
+struct PositionOf {
+  using type = ElementPosition<PlanType>;
+};
+template <int kLanes, class PlanType>
+struct PositionOf<Walk::kFlat, kLanes, PlanType> {
+  using type = FlatPosition<kLanes, PlanType>;
+};
+template <int kLanes, class PlanType>
+struct PositionOf<Walk::kRows, kLanes, PlanType> {
+  using type = RowPosition<kLanes, PlanType>;
 };
 
 }  // namespace genkern::cuda

@@ -45,20 +45,20 @@ __device__ __forceinline__ auto block_normals(const Words& b) {
   }
 }
 
-template <class T, int kLaneCount, int kTensors>
+template <class T, class Position, class PlanType>
 class Slot {
  public:
   using Acc = typename Arithmetic<T>::type;
-  static constexpr int kLanes = kLaneCount;
+  static constexpr int kLanes = Position::kLanes;
 
-  __device__ Slot(const Plan<kTensors>& plan, int64_t sample, int64_t index)
+  __device__ Slot(const PlanType& plan, int64_t sample, int64_t index)
       : plan_(plan), position_(plan, sample, index) {
     const int64_t left = plan.row - position_.column();
     count_ = left < kLanes ? static_cast<int>(left) : kLanes;
     packed_ = plan.aligned && count_ == kLanes;
   }
 
-  __device__ int64_t repeats() const { return plan_.repeats; }
+  __device__ int64_t repeats() const { return position_.repeats(); }
   __device__ bool has(int i) const { return plan_.tensor[i] != nullptr; }
 
   __device__ void load(int i, Acc (&x)[kLanes], int64_t repeat = 0) const {
@@ -90,8 +90,7 @@ class Slot {
     if (has(i)) {
       load(i, g);
     } else {
-      fill(static_cast<const Acc*>(plan_.scale)[position_.offset(kTensors + kScale, 0)] * factor,
-           g);
+      fill(static_cast<const Acc*>(plan_.scale)[position_.offset(PlanType::kScale, 0)] * factor, g);
     }
   }
 
@@ -137,24 +136,27 @@ class Slot {
   }
 
   __device__ void uniforms(Acc (&u)[kLanes]) const {
+    if constexpr (kLanes > 1) {
 #pragma unroll
-    for (int v = 0; v < kLanes; v += kBlock) {
-      const Words b = block(0, v);
-      Acc all[kBlock];
-      if constexpr (kBlock == 2) {
-        all[0] = uniform_double(b.w[0], b.w[1]);
-        all[1] = uniform_double(b.w[2], b.w[3]);
-      } else {
+      for (int v = 0; v < kLanes; v += kBlock) {
+        const Words b = block(0, v);
 #pragma unroll
-        for (int j = 0; j < kBlock; ++j) all[j] = uniform_float(b.w[j]);
-      }
-#pragma unroll
-      for (int j = 0; j < kBlock; ++j) {
-        if constexpr (kLanes > 1) {
-          u[v + j] = all[j];
-        } else if (j == lane(0)) {
-          u[0] = all[j];
+        for (int j = 0; j < kBlock; ++j) {
+          if constexpr (kBlock == 2) {
+            u[v + j] = uniform_double(b.w[2 * j], b.w[2 * j + 1]);
+          } else {
+            u[v + j] = uniform_float(b.w[j]);
+          }
         }
+      }
+    } else {
+      const Words b = block(0, 0);
+      const int j = lane(0);
+      if constexpr (kBlock == 2) {
+        u[0] = uniform_double(j ? b.w[2] : b.w[0], j ? b.w[3] : b.w[1]);
+      } else {
+        const uint32_t even = j & 2 ? b.w[2] : b.w[0], odd = j & 2 ? b.w[3] : b.w[1];
+        u[0] = uniform_float(j & 1 ? odd : even);
       }
     }
   }
@@ -180,16 +182,16 @@ class Slot {
   static constexpr int kBlock = block_elements(sizeof(Acc));
 
   __device__ uint64_t element(int64_t repeat) const {
-    return position_.offset(kTensors + kIndex, repeat);
+    return position_.offset(PlanType::kIndex, repeat);
   }
   __device__ int lane(int64_t repeat) const { return element(repeat) % kBlock; }
   __device__ Words block(int64_t repeat, int lane) const {
-    const uint64_t* key = plan_.key + position_.offset(kTensors + kKey, 0);
+    const uint64_t* key = plan_.key + position_.offset(PlanType::kKey, 0);
     return philox_block({key[0], key[plan_.key_word_stride]}, (element(repeat) + lane) / kBlock);
   }
 
-  const Plan<kTensors>& plan_;
-  Position<kLanes, Plan<kTensors>> position_;
+  const PlanType& plan_;
+  Position position_;
   int count_;
   bool packed_;
 };

@@ -14,8 +14,13 @@ enum class Noise { kNone, kKey, kTensor };
 // Knuth's branch-free two-sum.
 template <class Acc>
 struct CompensatedSum {
-  Acc sum = 0, error = 0;
-  __device__ void add(Acc x) {
+  Acc sum, error;
+  __device__ void add(Acc x, bool first) {
+    if (first) {
+      sum = x;
+      error = 0;
+      return;
+    }
     const Acc s = sum + x, t = s - sum;
     error += (sum - (s - t)) + (x - t);
     sum = s;
@@ -149,7 +154,7 @@ struct RsampleKlBackward {
   __device__ void through_sample(const S& slot, const Acc (&sigma)[S::kLanes],
                                  Acc (&grad_mu)[S::kLanes], Acc (&grad_logvar)[S::kLanes]) const {
     if (!slot.has(kGradZ) && !slot.has(kGradEps)) return;
-    CompensatedSum<Acc> sum[S::kLanes], product[S::kLanes];
+    CompensatedSum<Acc> sum[S::kLanes] = {}, product[S::kLanes] = {};
 #pragma unroll 1
     for (int64_t k = 0; k < slot.repeats(); ++k) {
       Acc gz[S::kLanes], eps[S::kLanes];
@@ -157,11 +162,11 @@ struct RsampleKlBackward {
       if (slot.has(kGradZ) && slot.has(kGradLogvar)) {
         draw<kNoise>(slot, kEps, eps, k);
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) product[v].add(gz[v] * eps[v]);
+        for (int v = 0; v < S::kLanes; ++v) product[v].add(gz[v] * eps[v], k == 0);
       }
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) {
-        sum[v].add(gz[v]);
+        sum[v].add(gz[v], k == 0);
         gz[v] *= sigma[v];
       }
       if constexpr (kNoise == Noise::kTensor)

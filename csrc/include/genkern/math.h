@@ -27,9 +27,23 @@ template <class T>
 GENKERN_HD T clamp(T x, T lo, T hi) {
   return x < lo ? lo : (x > hi ? hi : x);
 }
+#if defined(__CUDACC__)
+// Two instructions where the comparisons are four.
+GENKERN_HD float clamp(float x, float lo, float hi) {
+#if defined(__CUDA_ARCH__)
+  asm("max.NaN.f32 %0, %0, %1;\n\tmin.NaN.f32 %0, %0, %2;" : "+f"(x) : "f"(lo), "f"(hi));
+  return x;
+#else
+  return clamp<float>(x, lo, hi);
+#endif
+}
+#endif
 
 // e^x within 1.1 ulp, with overflow to infinity, gradual underflow and NaN kept.
 GENKERN_HD float exp(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::expf(x);  // 1 ulp, a third of the instructions: ex2 in hardware after its own reduction
+#else
   // Beyond [-104, 89] the result is 0 or infinite all the same; the bounds keep n in range.
   const float y = clamp(x, -104.0f, 89.0f);
   // n = round(y / ln 2) by the 1.5 * 2^23 trick; ln 2 in two parts (Cody and Waite), the first
@@ -50,6 +64,7 @@ GENKERN_HD float exp(float x) {
   const float scale1 = ScalarLanes::as_float(static_cast<uint32_t>(half + 127) << 23);
   const float scale2 = ScalarLanes::as_float(static_cast<uint32_t>(k - half + 127) << 23);
   return (p * scale1) * scale2;
+#endif
 }
 GENKERN_HD double exp(double x) { return ::exp(x); }
 
