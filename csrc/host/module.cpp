@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/capability.h"
 #include "genkern/philox.h"
 #include "host/streams.h"
 
@@ -19,19 +20,12 @@ namespace {
 
 using KeyArray = py::array_t<uint64_t, py::array::c_style>;
 
-// For the widest instruction set that this processor has.
-const Streams& streams() {
-  static const Streams chosen = [] {
+Streams streams() {
 #if defined(__x86_64__)
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx2 && avx512) return avx512::streams();
-    if (avx2) return avx2::streams();
+  if (capability() == Capability::kAvx512) return avx512::streams();
+  if (capability() == Capability::kAvx2) return avx2::streams();
 #endif
-    return baseline::streams();
-  }();
-  return chosen;
+  return baseline::streams();
 }
 
 std::string describe(const py::array& array) {
@@ -169,6 +163,8 @@ py::dict build_info() {
   info["version"] = GENKERN_VERSION;
   info["compiler"] = GENKERN_COMPILER;
   info["flags"] = GENKERN_FLAGS;
+  const char* const names[] = {"baseline", "avx2", "avx512"};
+  info["capability"] = names[static_cast<int>(capability())];
   return info;
 }
 
@@ -214,5 +210,6 @@ PYBIND11_MODULE(genkern_host, m) {
         "Returns:\n"
         "  Keys of shape (2,) or (B, 2), of the dtype of key.");
   m.def("build_info", &genkern::build_info,
-        "The version, compiler and compiler flags this module was built with.");
+        "The version, compiler and flags of this build, and the instruction set it uses here\n"
+        "(less than the best if the environment variable GENKERN_CPU_CAPABILITY says so).");
 }
