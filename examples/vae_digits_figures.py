@@ -11,7 +11,6 @@ import matplotlib
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from scipy.stats import norm
 
 if TYPE_CHECKING:
     from examples.vae_digits import Digits, Run
@@ -78,7 +77,7 @@ def loss_curves(runs: Sequence[Run], digits: Digits) -> Figure:
     steps = torch.arange(1, len(runs[0].loss) + 1)
     window = max(1, len(steps) // 100)
     styles = (
-        {"color": BLUE, "linewidth": 5, "alpha": 0.45},
+        {"color": BLUE, "linewidth": 5, "alpha": 0.6},
         {"color": ORANGE, "linewidth": 1.4},
         {"color": GREEN, "linewidth": 1.2},
     )
@@ -124,16 +123,16 @@ def reconstructions(runs: Sequence[Run], digits: Digits) -> Figure:
 def prior_samples(runs: Sequence[Run], digits: Digits) -> Figure:
     """The decoded latent plane, at equally probable points of the prior."""
     probability = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
-    ticks = torch.tensor(norm.ppf(probability), dtype=torch.float32)
+    ticks = torch.special.ndtri(probability).float()
     z = torch.cartesian_prod(ticks.flip(0), ticks).flip(1)  # rows: z_2 falling, columns: z_1 rising
     image = as_image(runs[0].decoder(z).sigmoid().view(GRID, GRID, -1))
-    figure = Figure(figsize=(6, 6))
+    figure = Figure(figsize=(4.8, 4.8))
     axis = figure.subplots()
     axis.imshow(image, cmap="gray", vmin=0, vmax=1)
     centres = (torch.arange(GRID) + 0.5) * CELL - 0.5
     labels = [f"{t:.1f}" for t in ticks]
-    axis.set_xticks(centres, labels, fontsize=8)
-    axis.set_yticks(centres, labels[::-1], fontsize=8)
+    axis.set_xticks(centres, labels, fontsize=7)
+    axis.set_yticks(centres, labels[::-1], fontsize=7)
     axis.set(xlabel="$z_1$", ylabel="$z_2$")
     axis.grid(False)
     axis.spines[:].set_visible(False)
@@ -143,12 +142,12 @@ def prior_samples(runs: Sequence[Run], digits: Digits) -> Figure:
 def latent_space(runs: Sequence[Run], digits: Digits) -> Figure:
     """The posterior means of the training images, coloured by digit."""
     mu, _ = runs[0].encoder(digits.train).chunk(2, dim=1)
-    figure = Figure(figsize=(6.4, 6))
+    figure = Figure(figsize=(4.8, 4.8))
     axis = figure.subplots()
     for digit, colour in enumerate(DIGIT_COLOURS):
         points = mu[digits.train_labels == digit]
-        axis.scatter(*points.T, s=9, color=colour, alpha=0.8, linewidths=0, label=digit)
-    axis.set_aspect("equal")
+        axis.scatter(*points.T, s=5, color=colour, linewidths=0, label=digit)
+    axis.set_aspect("equal", adjustable="datalim")
     axis.set(xlabel=r"$\mu_1$", ylabel=r"$\mu_2$")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2, handletextpad=0.1)
     return figure
