@@ -1,0 +1,253 @@
+"""Wheels, fresh environments, and what each build says when something is missing.
+
+Everything is built from a copy of the sources, without network: the build tools and torch are those
+of this environment.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("setup.py", "CMakeLists.txt", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+FALLBACK = "The reference and Triton backends still work."
+DRAW = "import genkern; print(genkern.random.normal(genkern.random.key(42), 2).tolist())"
+# The known start of the stream, to four digits.
+DRAWN = [-0.9702, 0.1940]
+
+needs_tools = pytest.mark.skipif(
+    not (ROOT / "setup.py").is_file()
+    or any(importlib.util.find_spec(name) is None for name in ("setuptools", "pip")),
+    reason="needs the source tree, setuptools and pip",
+)
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++")))
+    or any(importlib.util.find_spec(name) is None for name in ("cmake", "ninja", "pybind11")),
+    reason="needs a C++ compiler, cmake, ninja and pybind11",
+)
+pytestmark = needs_tools
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's variables, but for those that steer a build or the package."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("GENKERN_", "PYTHONPATH"))}
+    return kept | {"GENKERN_WERROR": "1"} | changes
+
+
+def run(*command: object, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd="/",
+    )
+
+
+def copy_sources(to: Path) -> Path:
+    for name in SOURCES:
+        shutil.copy(ROOT / name, to / name)
+    built = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
+    for name in ("genkern", "csrc"):
+        shutil.copytree(ROOT / name, to / name, ignore=built)
+    return to
+
+
+def pip_wheel(source: Path, **changes: str) -> tuple[subprocess.CompletedProcess[str], Path | None]:
+    """Builds a wheel; returns what pip said and the wheel."""
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check")
+    wheels = source / "wheels"
+    answer = run(sys.executable, "-m", "pip", "wheel", "-v", *options, "-w", wheels, source, **changes)
+    return answer, next(iter(sorted(wheels.glob("*.whl"))), None)
+
+
+def genkern_lines(text: str) -> list[str]:
+    """What the build said, each line once: pip runs setup.py more than once."""
+    lines = [line.strip() for line in text.splitlines()]
+    return sorted({line for line in lines if re.match(r"(error: )?genkern: ", line)})
+
+
+def contents(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def facts(wheel: Path) -> dict[str, object]:
+    with zipfile.ZipFile(wheel) as archive:
+        return json.loads(archive.read("genkern/_build.json"))
+
+
+def python_files() -> set[str]:
+    return {str(path.relative_to(ROOT)) for path in (ROOT / "genkern").rglob("*.py")}
+
+
+def platform_tag() -> str:
+    return re.sub(r"[.-]", "_", sysconfig.get_platform())
+
+
+@pytest.fixture(scope="module")
+def without_compiler(tmp_path_factory) -> dict[str, str]:
+    """Variables of an environment that has no compiler."""
+    return {"PATH": str(tmp_path_factory.mktemp("empty")), "CXX": "no-such-compiler"}
+
+
+@pytest.fixture(scope="module")
+def pure(tmp_path_factory, without_compiler):
+    return pip_wheel(copy_sources(tmp_path_factory.mktemp("pure")), **without_compiler)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    source = copy_sources(tmp_path_factory.mktemp("native"))
+    answer, wheel = pip_wheel(source, GENKERN_BUILD="cpu")
+    assert wheel is not None, answer.stdout[-5000:]
+    return source, answer, wheel
+
+
+def fresh_python(directory: Path, wheel: Path) -> Path:
+    """An environment with the wheel and, read-only, the packages of this one."""
+    run(sys.executable, "-m", "venv", "--without-pip", directory)
+    python = directory / "bin" / "python"
+    options = ("--no-deps", "--no-index", "--disable-pip-version-check")
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    answer = run(*pip, "install", *options, wheel)
+    assert answer.returncode == 0, answer.stdout
+    packages = directory / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    # After genkern's own place in sys.path, and without the .pth files of editable installs.
+    others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (packages / "others.pth").write_text("\n".join(others))
+    return python
+
+
+def drawn(answer: subprocess.CompletedProcess[str]) -> list[float]:
+    assert answer.returncode == 0, answer.stdout
+    return json.loads(answer.stdout)
+
+
+def test_no_compiler_gives_pure_python_and_one_line(pure):
+    answer, wheel = pure
+    assert wheel is not None, answer.stdout
+    line = f"native kernels are not built, missing: a C++ compiler. {FALLBACK}"
+    assert genkern_lines(answer.stdout) == [f"genkern: {line}"]
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert contents(wheel) == python_files() | {"genkern/py.typed", "genkern/_build.json"}
+    assert facts(wheel)["parts"] == [] and facts(wheel)["notes"] == [line]
+
+
+def test_pure_wheel_in_a_fresh_environment(pure, tmp_path):
+    python = fresh_python(tmp_path / "env", pure[1])
+    assert drawn(run(python, "-c", DRAW)) == pytest.approx(DRAWN, abs=5e-5)
+    where = run(python, "-c", "import genkern; print(genkern.__file__)").stdout
+    assert where.startswith(str(tmp_path))
+    answer = run(python, "-m", "genkern", "info")
+    assert answer.returncode == 0, answer.stdout
+    assert "missing: a C++ compiler" in answer.stdout
+    answer = run(python, "-c", f"{DRAW}", GENKERN_BACKEND="native")
+    assert answer.returncode != 0 and "libgenkern_cpu.so was not built" in answer.stdout
+
+
+def test_build_none(tmp_path):
+    answer, wheel = pip_wheel(copy_sources(tmp_path), GENKERN_BUILD="none")
+    assert wheel is not None and wheel.name.endswith("-py3-none-any.whl"), answer.stdout
+    line = f"genkern: native kernels are not built: GENKERN_BUILD=none. {FALLBACK}"
+    assert genkern_lines(answer.stdout) == [line]
+
+
+@pytest.mark.parametrize("mode", ("cpu", "cuda"))
+def test_asking_for_what_cannot_be_built_is_an_error(mode, tmp_path, without_compiler):
+    answer, wheel = pip_wheel(copy_sources(tmp_path), GENKERN_BUILD=mode, **without_compiler)
+    assert answer.returncode != 0 and wheel is None
+    line = "error: genkern: native kernels are not built, missing: a C++ compiler."
+    assert genkern_lines(answer.stdout) == [line]
+
+
+def test_an_unknown_mode_is_an_error(tmp_path):
+    answer, wheel = pip_wheel(copy_sources(tmp_path), GENKERN_BUILD="gpu")
+    assert answer.returncode != 0 and wheel is None
+    line = "error: genkern: GENKERN_BUILD: expected one of auto, none, cpu, cuda, got 'gpu'"
+    assert genkern_lines(answer.stdout) == [line]
+
+
+@needs_compiler
+def test_auto_falls_back_where_the_sources_do_not_compile(tmp_path):
+    source = copy_sources(tmp_path)
+    header = source / "csrc" / "include" / "genkern" / "host_device.h"
+    header.write_text("#error this does not compile\n")
+    answer, wheel = pip_wheel(source, GENKERN_WERROR="0")
+    assert wheel is not None, answer.stdout
+    assert not [name for name in contents(wheel) if name.endswith(".so")]
+    assert f"native kernels are not built: they did not compile. {FALLBACK}" in facts(wheel)["notes"]
+
+
+@needs_compiler
+def test_native_wheel(native):
+    _, _, wheel = native
+    python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    assert wheel.name.endswith(f"-{python}-{python}-{platform_tag()}.whl")
+    libraries = {"genkern/libgenkern_cpu.so", f"genkern_host{sysconfig.get_config_var('EXT_SUFFIX')}"}
+    data = {"genkern/py.typed", "genkern/_build.json"}
+    assert contents(wheel) == python_files() | data | libraries
+    assert facts(wheel)["parts"] == ["host", "cpu"] and facts(wheel)["notes"] == []
+
+
+@needs_compiler
+def test_native_wheel_in_a_fresh_environment(native, tmp_path):
+    python = fresh_python(tmp_path / "env", native[2])
+    answer = run(python, "-c", DRAW, GENKERN_BACKEND="native")
+    assert drawn(answer) == pytest.approx(DRAWN, abs=5e-5)
+    host = "import genkern_host as h; print(h.normal([42, 0], 2).tolist(), h.__version__)"
+    numbers, version = run(python, "-c", host).stdout.rsplit(maxsplit=1)
+    assert json.loads(numbers) == drawn(answer)
+    assert version == run(python, "-c", "import genkern; print(genkern.__version__)").stdout.strip()
+
+
+@needs_compiler
+def test_pure_build_after_a_native_one_leaves_no_library(native):
+    source, _, _ = native
+    shutil.rmtree(source / "wheels")
+    answer, wheel = pip_wheel(source, GENKERN_BUILD="none")
+    assert wheel is not None, answer.stdout
+    assert not [name for name in contents(wheel) if name.endswith(".so")]
+
+
+@needs_compiler
+def test_instruction_sets_share_no_code(native):
+    """A function that two of them define would run with either's instructions: the linker keeps one."""
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm")
+    objects = sorted(native[0].glob("build/cmake-*/CMakeFiles/*_avx*.dir/**/*.o"))
+    assert objects or "x86_64" not in platform_tag()
+    for path in objects:
+        capability = re.search(r"_(avx\w+)\.dir", str(path))[1]
+        symbols = run("nm", "--defined-only", "--extern-only", path).stdout.splitlines()
+        foreign = [line for line in symbols if capability not in line]
+        assert symbols and not foreign, f"{path}: {foreign}"
+
+
+@needs_compiler
+def test_editable_install(native, tmp_path):
+    source, _, _ = native
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")
+    python = tmp_path / "env" / "bin" / "python"
+    packages = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check")
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--ignore-installed")
+    answer = run(*pip, *options, "--editable", source, GENKERN_BUILD="cpu")
+    assert answer.returncode == 0, answer.stdout
+    where = "import genkern, genkern_host as h; print(genkern.__file__); print(h.__file__)"
+    answer = run(python, "-c", where)
+    assert [Path(line).parent for line in answer.stdout.split()] == [source / "genkern", source]
+    assert drawn(run(python, "-c", DRAW, GENKERN_BACKEND="native")) == pytest.approx(DRAWN, abs=5e-5)
