@@ -43,8 +43,11 @@ def outputs(result: Any) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
+_FAKE_MODE = FakeTensorMode()
+
+
 def fake_outputs(op: Op, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    with FakeTensorMode() as mode:
+    with _FAKE_MODE as mode:
         fakes = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]
         return outputs(op.overload(*fakes))
 
