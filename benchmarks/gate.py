@@ -68,7 +68,7 @@ def _exact_normals(start: int, stop: int, dtype: torch.dtype) -> np.ndarray:
         u, v = (a.astype(np.longdouble) * 2.0**32 + b for a, b in ((w[0], w[1]), (w[2], w[3])))
         half = np.longdouble(0.5)
         scale = np.longdouble(2.0) ** -64
-        pairs = _box_muller_long((u + half) * scale, (v + half) * scale)
+        pairs: tuple[np.ndarray, ...] = _box_muller_long((u + half) * scale, (v + half) * scale)
     else:
         u, v, s, t = map(_unit_float32, w)
         pairs = (*_box_muller(u, v), *_box_muller(s, t))

@@ -47,7 +47,7 @@ def save(records: Sequence[dict[str, Any]], facts: dict[str, Any], path: str) ->
     figure, (left, right) = plt.subplots(
         1,
         2,
-        figsize=(14, 1.6 + 0.36 * max(len(shown), 4)),
+        figsize=(14, 1.8 + 0.36 * max(len(shown), 4)),
         width_ratios=(3, 1),
         sharey=True,
         layout="constrained",
@@ -65,13 +65,13 @@ def save(records: Sequence[dict[str, Any]], facts: dict[str, Any], path: str) ->
     right.set_xlabel("fraction of the speed limit")
     left.set_yticks(range(len(shown)), [r["case"] for r in shown], fontsize=8)
     left.set_ylim(len(shown) - 0.4, -0.6)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in _COLOURS.values()]
+    handles: list[Any] = [plt.Rectangle((0, 0), 1, 1, color=c) for c in _COLOURS.values()]
     handles += [plt.Line2D([], [], color="black"), plt.Line2D([], [], color="black", ls=":")]
     names = [
         "over eager PyTorch", "over torch.compile", "of memory", "of memory or noise alone",
         "floor", "goal",
     ]  # fmt: skip
-    figure.legend(handles, names, loc="outside upper right", ncols=6, frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False)
     figure.suptitle(
         f"genkern {facts['genkern']}, torch {facts['torch']}, {facts['cpu']},"
         f" {facts['instruction set']}, {facts['threads']} threads",

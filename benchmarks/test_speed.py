@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.cases import CASES, Case
 from benchmarks.run import Options, Record, prepare
-from benchmarks.timing import Contender, repeats, running
+from benchmarks.timing import Contender, estimate, repeats, running
 from genkern._ops.op import BACKENDS
 
 # The project's tests turn warnings into errors; here torch.compile's own are none of our business.
@@ -38,7 +38,7 @@ def test_speed(benchmark: Any, case: Case, name: str) -> None:
     if name not in contenders:
         pytest.skip(record["unavailable"].get(name, "not timed at this size"))
     with running(contenders[name]) as run:
-        benchmark.pedantic(run, rounds=_ROUNDS, iterations=repeats(run), warmup_rounds=1)
+        benchmark.pedantic(run, rounds=_ROUNDS, iterations=repeats(estimate(run)))
     facts = ("shape", "dtype", "direction", "threads", "kept")
     benchmark.group = case.id
     benchmark.extra_info.update({fact: record[fact] for fact in facts})

@@ -81,10 +81,15 @@ class _OnCuda:
 Clock = Callable[[Callable[[], Any], int], float]
 
 
-def repeats(run: Callable[[], Any], clock: Clock = _on_cpu) -> int:
-    """How often a round calls `run`, which is called twice to find out."""
+def estimate(run: Callable[[], Any], clock: Clock = _on_cpu) -> float:
+    """Seconds that a call takes, roughly; it is called twice."""
     run()  # compiles, loads, allocates
-    return max(1, math.ceil(_ROUND_SECONDS / clock(run, 1)))
+    return clock(run, 1)
+
+
+def repeats(seconds: float) -> int:
+    """How often a round repeats a call that takes about `seconds`."""
+    return max(1, math.ceil(_ROUND_SECONDS / seconds))
 
 
 def interleave(
@@ -102,9 +107,9 @@ def interleave(
     calls, limits = {}, {}
     for name, contender in contenders.items():
         with running(contender) as run:
-            calls[name] = repeats(run, clock)
-            estimate = clock(run, calls[name]) * calls[name]
-        limits[name] = min(rounds, max(2, int(seconds / estimate)))
+            once = estimate(run, clock)
+        calls[name] = repeats(once)
+        limits[name] = min(rounds, max(2, int(seconds / (once * calls[name]))))
     measured: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     collecting = gc.isenabled()
