@@ -91,7 +91,7 @@ def log1p_exp(e):
         # Above sqrt(2) - 1, 1 + e is 2 (1 + f) with f = (e - 1) / 2, exactly.
         high = e > 0.41421356237309503
         f = tl.where(high, (e - 1.0) * 0.5, e)
-        return log1p_small(f) + tl.where(high, 0.6931471805599453, 0.0)
+        return tl.fma(high.to(tl.float64), 0.6931471805599453, log1p_small(f))
     else:
         s = e / (e + 2.0)
         q = s * s

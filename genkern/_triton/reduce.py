@@ -62,17 +62,19 @@ def sum_dtype(tensor: Tensor) -> torch.dtype:
 
 def finish(partial: Tensor, shape: Sequence[int], reduction: int) -> Tensor:
     """The reduced value from a call's partials."""
-    rows = (shape[0] if shape else 1) if reduction == SAMPLE else 1
-    if reduction == SAMPLE and partial.numel() == rows:
+    by_sample = reduction == SAMPLE
+    rows = (shape[0] if shape else 1) if by_sample else 1
+    if by_sample and partial.numel() == rows:
         return partial
-    total = partial.new_empty((rows,) if reduction == SAMPLE else ())
-    if rows:
-        columns = partial.numel() // rows
-        tile_columns = min(TILE, triton.next_power_of_2(max(columns, 1)))
-        tile_rows = TILE // tile_columns
-        launch(
-            sum_rows_kernel, triton.cdiv(rows, tile_rows), partial.device,
-            partial, total, rows, columns, divisor(shape, reduction),
-            ROWS=tile_rows, COLUMNS=tile_columns,
-        )  # fmt: skip
+    total = partial.new_empty((rows,) if by_sample else ())
+    columns = partial.numel() // max(rows, 1)
+    if columns == 0:
+        return total.zero_().div_(divisor(shape, reduction))
+    tile_columns = min(TILE, triton.next_power_of_2(columns))
+    tile_rows = TILE // tile_columns
+    launch(
+        sum_rows_kernel, triton.cdiv(rows, tile_rows), partial.device,
+        partial, total, rows, columns, divisor(shape, reduction),
+        ROWS=tile_rows, COLUMNS=tile_columns,
+    )  # fmt: skip
     return total
