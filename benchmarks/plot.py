@@ -9,6 +9,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 _COLOURS = {"eager": "#0072b2", "compile": "#e69f00", "roof": "#009e73", "limit": "#cc79a7"}
 _HEIGHT = 0.36
@@ -65,8 +67,8 @@ def save(records: Sequence[dict[str, Any]], facts: dict[str, Any], path: str) ->
     right.set_xlabel("fraction of the speed limit")
     left.set_yticks(range(len(shown)), [r["case"] for r in shown], fontsize=8)
     left.set_ylim(len(shown) - 0.4, -0.6)
-    handles: list[Any] = [plt.Rectangle((0, 0), 1, 1, color=c) for c in _COLOURS.values()]
-    handles += [plt.Line2D([], [], color="black"), plt.Line2D([], [], color="black", ls=":")]
+    handles: list[Any] = [Patch(color=c) for c in _COLOURS.values()]
+    handles += [Line2D([], [], color="black"), Line2D([], [], color="black", ls=":")]
     names = [
         "over eager PyTorch", "over torch.compile", "of memory", "of memory or noise alone",
         "floor", "goal",
