@@ -24,7 +24,7 @@ class Cost:
     shape: tuple[int, ...]
     method: str
     seconds: float  # median of forward and backward
-    quartiles: tuple[float, float]
+    spread: float  # between the quartiles, as a fraction of the median
     bytes_kept: int  # of all tensors saved for backward
     bytes_added: int  # of those that are not the inputs mu and logvar
 
@@ -91,7 +91,7 @@ def compare_at(
     for name, sample_kl in methods.items():
         low, middle, high = statistics.quantiles(times[name], n=4)
         kept, added = bytes_for_backward(sample_kl, mu, logvar, keys)
-        costs.append(Cost(shape, name, middle, (low, high), kept, added))
+        costs.append(Cost(shape, name, middle, (high - low) / middle, kept, added))
     return costs
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("vae_digits_page.html")
 RESULT_COLUMNS = ("Method", "ELBO, nats", "Step, ms")
-COST_COLUMNS = ("Latent", "Method", "Time", "Speed", "Kept", "Added")
+COST_COLUMNS = ("Latent", "Method", "Time", "Spread", "Speed", "Kept", "Added")
 COST_TITLE = "Sampling + KL alone: forward and backward, bytes kept for backward"
 
 
@@ -58,7 +58,8 @@ def cost_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
             "x".join(map(str, cost.shape)),
             cost.method,
             time_text(cost.seconds),
-            f"{baseline[cost.shape] / cost.seconds:.2g}x",
+            f"{cost.spread:.0%}",
+            f"{baseline[cost.shape] / cost.seconds:.2f}x",
             bytes_text(cost.bytes_kept),
             bytes_text(cost.bytes_added),
         )
@@ -106,7 +107,7 @@ def print_tables(runs: Sequence[Run], costs: Sequence[Cost]) -> None:
     results = Table(*RESULT_COLUMNS, title="Training", box=box.SIMPLE)
     for row in result_rows(runs):
         results.add_row(*row)
-    parts = Table(*COST_COLUMNS, title=COST_TITLE, box=box.SIMPLE)
+    parts = Table(*COST_COLUMNS, title=COST_TITLE, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for i, row in enumerate(cost_rows(costs)):
         parts.add_row(*row, end_section=(i + 1) % len(runs) == 0)
     for table in (results, parts):
