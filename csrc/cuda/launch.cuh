@@ -101,8 +101,7 @@ void launch(Planner<Body::kTensors>& planner, const Body& body, const torch::sta
             Order order) {
   using Acc = typename Arithmetic<T>::type;
   constexpr int kLanes = Pack<T>::kLanes;
-  const Walk walk =
-      planner.build(order.loop_repeats, order.by_sample, kLanes, block_elements(sizeof(Acc)));
+  const Walk walk = planner.build(order.loop_repeats, order.by_sample, kLanes, kBlockElements<Acc>);
   Plan<Body::kTensors>& plan = planner.plan;
   if (plan.samples == 0 || (plan.slots == 0 && !plan.result)) return;
 

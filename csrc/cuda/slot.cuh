@@ -34,11 +34,13 @@ struct alignas(16) Pack {
   T lane[kLanes];
 };
 
-constexpr int block_elements(size_t arithmetic_size) { return arithmetic_size == 8 ? 2 : 4; }
+// Numbers of the arithmetic type that a Philox block gives.
+template <class Acc>
+constexpr int kBlockElements = sizeof(Acc) == 8 ? 2 : 4;
 
 template <class Acc>
 __device__ __forceinline__ auto block_normals(const Words& b) {
-  if constexpr (block_elements(sizeof(Acc)) == 2) {
+  if constexpr (kBlockElements<Acc> == 2) {
     return normal2(b);
   } else {
     return normal4(b);
@@ -179,7 +181,7 @@ class Slot {
   }
 
  private:
-  static constexpr int kBlock = block_elements(sizeof(Acc));
+  static constexpr int kBlock = kBlockElements<Acc>;
 
   __device__ uint64_t element(int64_t repeat) const {
     return position_.offset(PlanType::kIndex, repeat);
