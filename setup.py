@@ -87,15 +87,16 @@ def find_torch() -> Torch | None:
     spec = importlib.util.find_spec("torch")
     origin = spec.origin if spec else None
     if origin is None:
-        code = "from importlib.util import find_spec as f; s = f('torch'); print(s and s.origin or '')"
+        code = "from importlib.util import find_spec as f; print(getattr(f('torch'), 'origin', ''))"
         child = [sys.executable, "-E", "-c", code]
         origin = subprocess.run(child, capture_output=True, text=True).stdout.strip()
-    if not origin:
+    version_file = Path(origin).with_name("version.py") if origin not in ("", "None") else None
+    if version_file is None or not version_file.is_file():
         return None
-    text = Path(origin).with_name("version.py").read_text()
+    text = version_file.read_text()
     version = re.search(r"^__version__ = '([^']+)'", text, re.M)
     cuda = re.search(r"^cuda\b.*= '([^']+)'", text, re.M)
-    return Torch(Path(origin).parent, version[1] if version else "0", cuda[1] if cuda else None)
+    return Torch(version_file.parent, version[1] if version else "0", cuda[1] if cuda else None)
 
 
 def missing_in_torch(torch: Torch | None) -> str | None:

@@ -42,7 +42,9 @@ pytestmark = needs_tools
 def environment(**changes: str) -> dict[str, str]:
     """This process's variables, but for those that steer a build or the package."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("GENKERN_", "PYTHONPATH"))}
-    return kept | {"GENKERN_WERROR": "1"} | changes
+    # The same CMake for every interpreter, so that what is compiled once is not compiled again.
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    return kept | {"GENKERN_WERROR": "1", "PATH": path} | changes
 
 
 def run(*command: object, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -69,7 +71,9 @@ def pip_wheel(source: Path, **changes: str) -> tuple[subprocess.CompletedProcess
     """Builds a wheel; returns what pip said and the wheel."""
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check")
     wheels = source / "wheels"
-    answer = run(sys.executable, "-m", "pip", "wheel", "-v", *options, "-w", wheels, source, **changes)
+    answer = run(
+        sys.executable, "-m", "pip", "wheel", "-v", *options, "-w", wheels, source, **changes
+    )
     return answer, next(iter(sorted(wheels.glob("*.whl"))), None)
 
 
@@ -188,7 +192,9 @@ def test_auto_falls_back_where_the_sources_do_not_compile(tmp_path):
     answer, wheel = pip_wheel(source, GENKERN_WERROR="0")
     assert wheel is not None, answer.stdout
     assert not [name for name in contents(wheel) if name.endswith(".so")]
-    assert f"native kernels are not built: they did not compile. {FALLBACK}" in facts(wheel)["notes"]
+    assert (
+        f"native kernels are not built: they did not compile. {FALLBACK}" in facts(wheel)["notes"]
+    )
 
 
 @needs_compiler
@@ -196,7 +202,10 @@ def test_native_wheel(native):
     _, _, wheel = native
     python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     assert wheel.name.endswith(f"-{python}-{python}-{platform_tag()}.whl")
-    libraries = {"genkern/libgenkern_cpu.so", f"genkern_host{sysconfig.get_config_var('EXT_SUFFIX')}"}
+    libraries = {
+        "genkern/libgenkern_cpu.so",
+        f"genkern_host{sysconfig.get_config_var('EXT_SUFFIX')}",
+    }
     data = {"genkern/py.typed", "genkern/_build.json"}
     assert contents(wheel) == python_files() | data | libraries
     assert facts(wheel)["parts"] == ["host", "cpu"] and facts(wheel)["notes"] == []
@@ -224,7 +233,7 @@ def test_pure_build_after_a_native_one_leaves_no_library(native):
 
 @needs_compiler
 def test_instruction_sets_share_no_code(native):
-    """A function that two of them define would run with either's instructions: the linker keeps one."""
+    """Of a function that two of them define the linker keeps one, with instructions of its own."""
     if shutil.which("nm") is None:
         pytest.skip("needs nm")
     objects = sorted(native[0].glob("build/cmake-*/CMakeFiles/*_avx*.dir/**/*.o"))
@@ -243,11 +252,21 @@ def test_editable_install(native, tmp_path):
     python = tmp_path / "env" / "bin" / "python"
     packages = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
     (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
-    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check")
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--disable-pip-version-check",
+    )
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--ignore-installed")
-    answer = run(*pip, *options, "--editable", source, GENKERN_BUILD="cpu")
+    answer = run(*pip, "install", *options, "--editable", source, GENKERN_BUILD="cpu")
     assert answer.returncode == 0, answer.stdout
     where = "import genkern, genkern_host as h; print(genkern.__file__); print(h.__file__)"
     answer = run(python, "-c", where)
     assert [Path(line).parent for line in answer.stdout.split()] == [source / "genkern", source]
-    assert drawn(run(python, "-c", DRAW, GENKERN_BACKEND="native")) == pytest.approx(DRAWN, abs=5e-5)
+    assert drawn(run(python, "-c", DRAW, GENKERN_BACKEND="native")) == pytest.approx(
+        DRAWN, abs=5e-5
+    )
