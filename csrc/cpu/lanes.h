@@ -8,6 +8,11 @@
 
 #include <cstdint>
 
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+// GCC's own AVX-512 headers start from a variable on purpose left uninitialised.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif

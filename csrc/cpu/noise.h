@@ -22,7 +22,7 @@ struct Normal {
   }
 #if defined(__AVX2__)
   template <class L>
-  static void pairs(typename L::U x, typename L::U y, typename L::F& a, typename L::F& b) {
+  static GENKERN_HD void pairs(typename L::U x, typename L::U y, typename L::F& a, typename L::F& b) {
     box_muller<L>(x, y, a, b);
   }
 #endif
@@ -38,7 +38,7 @@ struct Uniform {
   }
 #if defined(__AVX2__)
   template <class L>
-  static void pairs(typename L::U x, typename L::U y, typename L::F& a, typename L::F& b) {
+  static GENKERN_HD void pairs(typename L::U x, typename L::U y, typename L::F& a, typename L::F& b) {
     const typename L::F scale = L::broadcast(0x1p-24f);
     a = L::signed_to_float(x & 0x00ffffffu) * scale;
     b = L::signed_to_float(y & 0x00ffffffu) * scale;
@@ -84,7 +84,7 @@ class Philox {
 
   // x: words 0 and 2, y: words 1 and 3 of the blocks of G batches. Advances `products`.
   template <int G>
-  void operator()(Wide& products, L::U (&x)[G], L::U (&y)[G]) const {
+  GENKERN_HD void operator()(Wide& products, L::U (&x)[G], L::U (&y)[G]) const {
     const Wide m0 = L::wide(kPhiloxM0), m1 = L::wide(kPhiloxM1);
     Wide c0[G], c1[G], c2[G], c3[G];
     for (int g = 0; g < G; ++g) {
@@ -123,7 +123,7 @@ class Philox {
 };
 
 template <class Kind, int N>
-inline void batches(const Philox& philox, Lanes::Wide& products, float* out) {
+GENKERN_HD void batches(const Philox& philox, Lanes::Wide& products, float* out) {
   using L = PackLanes<Lanes, N>;
   typename L::U x, y;
   typename L::F a, b;

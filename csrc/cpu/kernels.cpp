@@ -1,0 +1,686 @@
+// The CPU kernels, for one instruction set: GENKERN_CAPABILITY is its namespace.
+#include "cpu/kernels.h"
+
+#include <cmath>
+#include <type_traits>
+
+#include "cpu/noise.h"  // first: it silences a warning of the compiler's own headers
+
+#include "cpu/iterate.h"
+#include "genkern/vae.h"
+
+namespace genkern::GENKERN_CAPABILITY {
+namespace {
+
+// Least work for a thread, in elements: a parallel region costs microseconds.
+constexpr int64_t kGrain = 16384;
+constexpr int64_t kNoiseGrain = 4096;
+
+// Outputs of this size and more do not fit the caches, and bypass them.
+constexpr int64_t kStreamBytes = int64_t{8} << 20;
+
+// Ends the parallel body of a kernel: calls f(begin, end) on ranges of units.
+template <class F>
+void parallel(Parallel run, int64_t units, int64_t grain, const F& f) {
+  run(
+      units, grain,
+      [](void* context, int64_t begin, int64_t end) {
+        (*static_cast<const F*>(context))(begin, end);
+        stream_fence();
+      },
+      const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+// Calls f.template operator()<S>() with the storage type.
+template <class F>
+void visit(Type type, const F& f) {
+  switch (type) {
+    case Type::kFloat:
+      return f(float());
+    case Type::kDouble:
+      return f(double());
+    case Type::kBFloat16:
+      return f(BFloat16());
+    case Type::kHalf:
+      return f(Half());
+  }
+}
+
+int64_t total(const Shape& shape) {
+  int64_t n = 1;
+  for (int d = 0; d < shape.dims; ++d) n *= shape.sizes[d];
+  return n;
+}
+
+// ---- noise
+
+// Not inlined: long, and called once a chunk from every variant of every kernel.
+template <class T>
+__attribute__((noinline)) void fill_normal(Key key, uint64_t first, int64_t n, T* out) {
+  fill<Normal>(key, first, n, out);
+}
+template <class T>
+__attribute__((noinline)) void fill_uniform(Key key, uint64_t first, int64_t n, T* out) {
+  fill<Uniform>(key, first, n, out);
+}
+
+void numbers(const Numbers& call) {
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    const int64_t chunks = (call.length + kChunk - 1) / kChunk;
+    S* const out = static_cast<S*>(call.out);
+    const bool streaming =
+        call.samples * call.length * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
+    const int64_t grain = kNoiseGrain / (call.length < kChunk ? call.length + 1 : kChunk) + 1;
+    parallel(call.parallel, call.samples * chunks, grain, [&](int64_t begin, int64_t end) {
+      alignas(64) T buffer[kChunk];
+      alignas(64) S rounded[kChunk];
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t sample = unit / chunks, start = unit % chunks * kChunk;
+        const int64_t n = call.length - start < kChunk ? call.length - start : kChunk;
+        S* const to = out + sample * call.length + start;
+        const Key key = call.keys.data[call.keys.per_sample ? sample : 0];
+        T* direct = buffer;
+        if constexpr (sizeof(S) == sizeof(T)) direct = streaming ? buffer : to;
+        (call.normal ? fill_normal<T> : fill_uniform<T>)(key, static_cast<uint64_t>(start), n, direct);
+        if (direct != buffer) continue;
+        if constexpr (sizeof(S) == sizeof(T)) {
+          stream(buffer, to, n * static_cast<int64_t>(sizeof(S)));
+        } else if (streaming) {
+          store_dense(buffer, n, rounded);
+          stream(rounded, to, n * static_cast<int64_t>(sizeof(S)));
+        } else {
+          store_dense(buffer, n, to);
+        }
+      }
+    });
+  });
+}
+
+// Noise of elements start .. start + n - 1 of the logical shape, for one of `draws` draws.
+template <class T>
+void fill_noise(const Keys& keys, int64_t samples, int64_t size, int64_t draw, int64_t start,
+                int64_t n, T* out) {
+  if (!keys.per_sample) {
+    fill_normal(*keys.data, static_cast<uint64_t>(draw * size + start), n, out);
+    return;
+  }
+  const int64_t length = size / samples;
+  while (n > 0) {
+    const int64_t sample = start / length, within = start % length;
+    const int64_t run = length - within < n ? length - within : n;
+    fill_normal(keys.data[sample], static_cast<uint64_t>(draw * length + within), run, out);
+    start += run;
+    out += run;
+    n -= run;
+  }
+}
+
+// ---- reductions
+
+template <class T>
+T sum(const T* __restrict x, int64_t n) {
+  // Fixed lanes, then a tree: vectorises, and the rounding error grows with n / 64 at most.
+  constexpr int kLanes = 64;
+  T lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) lanes[j] += x[i + j];
+  }
+  for (int j = 0; i + j < n; ++j) lanes[j] += x[i + j];
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+  }
+  return lanes[0];
+}
+
+// Calls f(begin, end) on ranges of units, on torch's threads. Empty tensors have none to do.
+template <class F>
+void for_units(const Call& call, const Cut& cut, int64_t grain, const F& f) {
+  if (cut.length == 0) return;
+  const int64_t per_unit = cut.chunks > 1 ? kChunk : cut.group * cut.length;
+  parallel(call.parallel, cut.units(), grain / (per_unit + 1) + 1,
+           [&](int64_t begin, int64_t end) { f(begin, end); });
+}
+
+// Elements of a unit: a chunk of a segment, or a few whole segments.
+struct Unit {
+  int64_t start, n, partial, segments;
+  Unit(const Cut& cut, int64_t index) {
+    if (cut.chunks > 1) {
+      const int64_t offset = index % cut.chunks * kChunk;
+      start = index / cut.chunks * cut.length + offset;
+      n = cut.length - offset < kChunk ? cut.length - offset : kChunk;
+      partial = index;
+      segments = 1;
+    } else {
+      partial = index * cut.group;
+      segments = cut.segments - partial < cut.group ? cut.segments - partial : cut.group;
+      start = partial * cut.length;
+      n = segments * cut.length;
+    }
+  }
+};
+
+// The partial sums of a unit's values.
+template <class T>
+void partial_sums(const Cut& cut, const Unit& unit, const T* values, double* partials) {
+  if (cut.chunks > 1) {
+    partials[unit.partial] = static_cast<double>(sum(values, unit.n));
+    return;
+  }
+  for (int64_t s = 0; s < unit.segments; ++s) {
+    partials[unit.partial + s] = static_cast<double>(sum(values + s * cut.length, cut.length));
+  }
+}
+
+// What a sum is multiplied by.
+double scale(const Call& call) {
+  const double n = static_cast<double>(total(call.shape));
+  if (call.reduction == Reduction::kMean) return 1.0 / n;
+  if (call.reduction == Reduction::kBatchMean) return 1.0 / static_cast<double>(call.shape.samples);
+  return 1.0;
+}
+
+template <class T>
+void finish(const Call& call, const Cut& cut, T* out) {
+  for (int64_t s = 0; s < cut.segments; ++s) {
+    double value = 0.0;
+    for (int64_t c = 0; c < cut.chunks; ++c) value += call.partials[s * cut.chunks + c];
+    out[s] = static_cast<T>(call.reduction == Reduction::kMean
+                                ? value / static_cast<double>(total(call.shape))
+                            : call.reduction == Reduction::kBatchMean
+                                ? value / static_cast<double>(call.shape.samples)
+                                : value);
+  }
+}
+
+// ---- the posterior
+
+template <class T>
+struct PosteriorNumbers {
+  explicit PosteriorNumbers(const Posterior& call)
+      : clamp{static_cast<T>(call.logvar_min), static_cast<T>(call.logvar_max)},
+        free_bits(static_cast<T>(call.free_bits)) {}
+  LogvarClamp<T> clamp;
+  T free_bits;
+};
+
+template <class T, bool kPrior>
+GENKERN_HD Kl<T> divergence(T mu, T l, T sigma, T m2, T lv2) {
+  if constexpr (kPrior) {
+    return kl_prior(mu, l, m2, lv2);
+  } else {
+    return kl_standard(mu, l, sigma);
+  }
+}
+
+template <class T, bool kPrior, bool kZ, bool kKl>
+void posterior_loop(const PosteriorNumbers<T>& c, int64_t n, const T* __restrict mu,
+                    const T* __restrict logvar, const T* __restrict m2, const T* __restrict lv2,
+                    const T* __restrict eps, T* __restrict z, T* __restrict kl) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const T l = c.clamp(logvar[i]);
+    const T sigma = kZ || !kPrior ? standard_deviation(l) : T(0);
+    if constexpr (kZ) z[i] = reparameterise(mu[i], sigma, eps[i]);
+    if constexpr (kKl) {
+      const Kl<T> d =
+          divergence<T, kPrior>(mu[i], l, sigma, kPrior ? m2[i] : T(0), kPrior ? lv2[i] : T(0));
+      kl[i] = with_free_bits(d.value, c.free_bits);
+    }
+  }
+}
+
+// Tensors of a posterior call, in one order for Dims and for Access.
+template <class S>
+struct PosteriorAccess {
+  explicit PosteriorAccess(const Posterior& call)
+      : views{&call.mu,       &call.logvar,  &call.prior_mu,       &call.prior_logvar, &call.noise,
+              &call.z,        &call.kl,      &call.grad_z,         &call.grad_kl,      &call.grad_mu,
+              &call.grad_logvar, &call.grad_prior_mu, &call.grad_prior_logvar, &call.grad_noise},
+        dims(call.shape, present, select(), reorder(call), first(call)) {
+    const bool streaming =
+        total(call.shape) * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
+    for (int v = 0; v < kViews; ++v) {
+      if (index[v] >= 0) access[v] = Access<S>(*views[v], dims, index[v], v >= 5 && streaming);
+    }
+  }
+
+  static constexpr int kViews = 14;
+  const View* views[kViews];
+  const View* present[kViews];
+  int index[kViews];
+  Dims dims;
+  Access<S> access[kViews];
+
+  const Access<S>& mu() const { return access[0]; }
+  const Access<S>& logvar() const { return access[1]; }
+  const Access<S>& prior_mu() const { return access[2]; }
+  const Access<S>& prior_logvar() const { return access[3]; }
+  const Access<S>& noise() const { return access[4]; }
+  const Access<S>& z() const { return access[5]; }
+  const Access<S>& kl() const { return access[6]; }
+  const Access<S>& grad_z() const { return access[7]; }
+  const Access<S>& grad_kl() const { return access[8]; }
+
+ private:
+  int select() {
+    int count = 0;
+    for (int v = 0; v < kViews; ++v) {
+      const bool used = views[v]->data != nullptr && views[v]->strides != nullptr;
+      index[v] = used ? count : -1;
+      if (used) present[count++] = views[v];
+    }
+    return count;
+  }
+  // Noise from a key numbers the elements in their logical order.
+  static bool reorder(const Posterior& call) { return call.keys.data == nullptr; }
+  static int first(const Posterior& call) {
+    return call.reduction == Reduction::kSample && call.shape.dims > 0 && call.shape.sizes[0] != 1
+               ? 1
+               : 0;
+  }
+};
+
+template <class T>
+void fill_constant(T value, T* out) {
+  for (int64_t i = 0; i < kChunk; ++i) out[i] = value;
+}
+
+template <class S, bool kPrior, bool kZ, bool kKl>
+void posterior_typed(const Posterior& call) {
+  using T = typename Arithmetic<S>::T;
+  const PosteriorAccess<S> a(call);
+  const PosteriorNumbers<T> constants(call);
+  const int64_t size = total(call.shape);
+  const Cut cut(size, call.shape.samples, kKl ? call.reduction : Reduction::kNone);
+  const bool reduce = kKl && call.reduction != Reduction::kNone;
+  for_units(call, cut, call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
+    alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], z_[kChunk], kl_[kChunk];
+    alignas(64) T m2_[kPrior ? kChunk : 1], lv2_[kPrior ? kChunk : 1];
+    if constexpr (kPrior) {
+      fill_constant(static_cast<T>(call.prior_mu_value), m2_);
+      fill_constant(static_cast<T>(call.prior_logvar_value), lv2_);
+    }
+    for (int64_t index = begin; index < end; ++index) {
+      const Unit unit(cut, index);
+      const int64_t start = unit.start, n = unit.n;
+      const T* mu = a.mu().read(start, n, mu_);
+      const T* logvar = a.logvar().read(start, n, logvar_);
+      const T* m2 = a.prior_mu() ? a.prior_mu().read(start, n, m2_) : m2_;
+      const T* lv2 = a.prior_logvar() ? a.prior_logvar().read(start, n, lv2_) : lv2_;
+      T* kl = kl_;
+      if constexpr (kKl) kl = reduce ? kl_ : a.kl().target(start, n, kl_);
+      for (int64_t draw = 0; draw < call.draws; ++draw) {
+        const T* eps = eps_;
+        T* z = z_;
+        if constexpr (kZ) {
+          if (call.keys.data) {
+            fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
+          } else {
+            eps = a.noise().read(start, n, eps_, draw);
+          }
+          z = a.z().target(start, n, z_, draw);
+        }
+        posterior_loop<T, kPrior, kZ, kKl>(constants, n, mu, logvar, m2, lv2, eps, z, kl);
+        if constexpr (kZ) a.z().write(start, n, z, z_, draw);
+      }
+      if constexpr (kKl) {
+        if (reduce) {
+          partial_sums(cut, unit, kl, call.partials);
+        } else {
+          a.kl().write(start, n, kl, kl_);
+        }
+      }
+    }
+  });
+  if (reduce) finish(call, cut, static_cast<T*>(call.kl.data));
+}
+
+// Calls f with kPrior, kZ and kKl as constants, of the combinations that occur.
+template <class F>
+void posterior_variants(bool prior, bool z, bool kl, const F& f) {
+  using std::false_type;
+  using std::true_type;
+  if (!kl) return f(false_type(), true_type(), false_type());
+  if (z) return prior ? f(true_type(), true_type(), true_type())
+                      : f(false_type(), true_type(), true_type());
+  return prior ? f(true_type(), false_type(), true_type())
+               : f(false_type(), false_type(), true_type());
+}
+
+bool has_prior(const Posterior& call) {
+  return call.prior_mu.data || call.prior_logvar.data || call.prior_mu_value != 0.0 ||
+         call.prior_logvar_value != 0.0;
+}
+
+void posterior(const Posterior& call) {
+  visit(call.type, [&](auto storage) {
+    posterior_variants(has_prior(call), call.z.data, call.kl.data, [&](auto prior, auto z, auto kl) {
+      posterior_typed<decltype(storage), decltype(prior)::value, decltype(z)::value,
+                      decltype(kl)::value>(call);
+    });
+  });
+}
+
+template <class T, bool kPrior, bool kZ, bool kKl>
+void posterior_backward_loop(const PosteriorNumbers<T>& c, T kl_scale, int64_t n,
+                             const T* __restrict mu, const T* __restrict logvar,
+                             const T* __restrict m2, const T* __restrict lv2,
+                             const T* __restrict gz, const T* __restrict gz_eps,
+                             const T* __restrict gkl, T* __restrict grad_mu,
+                             T* __restrict grad_logvar, T* __restrict grad_m2,
+                             T* __restrict grad_lv2, T* __restrict sigmas) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const T l = c.clamp(logvar[i]);
+    const T sigma = kZ || !kPrior ? standard_deviation(l) : T(0);
+    T along_mu = T(0), along_logvar = T(0);
+    if constexpr (kZ) {
+      along_mu = gz[i];
+      along_logvar = T(0.5) * sigma * gz_eps[i];
+      sigmas[i] = sigma;
+    }
+    if constexpr (kKl) {
+      const Kl<T> d =
+          divergence<T, kPrior>(mu[i], l, sigma, kPrior ? m2[i] : T(0), kPrior ? lv2[i] : T(0));
+      const T g = gkl[i] * kl_scale * free_bits_gradient(d.value, c.free_bits);
+      along_mu = madd(g, d.mu, along_mu);
+      along_logvar = madd(g, d.logvar, along_logvar);
+      if constexpr (kPrior) {
+        grad_m2[i] = -g * d.mu;
+        grad_lv2[i] = g * d.prior_logvar;
+      }
+    }
+    grad_mu[i] = along_mu;
+    grad_logvar[i] = along_logvar * c.clamp.gradient(logvar[i]);
+  }
+}
+
+template <class S, bool kPrior, bool kZ, bool kKl>
+void posterior_backward_typed(const Posterior& call) {
+  using T = typename Arithmetic<S>::T;
+  const PosteriorAccess<S> a(call);
+  const PosteriorNumbers<T> constants(call);
+  const int64_t size = total(call.shape);
+  const Cut cut(size, 1, Reduction::kNone);
+  const T kl_scale = static_cast<T>(scale(call));
+  // A gradient with respect to z alone along mu asks for no noise.
+  const bool along_eps = call.grad_logvar.data != nullptr;
+  for_units(call, cut, call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
+    alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], gz_[kChunk], gkl_[kChunk];
+    alignas(64) T total_[kChunk], gz_eps[kChunk], sigma[kChunk];
+    alignas(64) T m2_[kPrior ? kChunk : 1], lv2_[kPrior ? kChunk : 1];
+    alignas(64) T out_[4][kChunk];
+    if constexpr (kPrior) {
+      fill_constant(static_cast<T>(call.prior_mu_value), m2_);
+      fill_constant(static_cast<T>(call.prior_logvar_value), lv2_);
+    }
+    for (int64_t index = begin; index < end; ++index) {
+      const Unit unit(cut, index);
+      const int64_t start = unit.start, n = unit.n;
+      const T* mu = a.mu().read(start, n, mu_);
+      const T* logvar = a.logvar().read(start, n, logvar_);
+      const T* m2 = a.prior_mu() ? a.prior_mu().read(start, n, m2_) : m2_;
+      const T* lv2 = a.prior_logvar() ? a.prior_logvar().read(start, n, lv2_) : lv2_;
+      const T* gkl = kKl ? a.grad_kl().read(start, n, gkl_) : gkl_;
+      const T* gz = gz_;
+      if constexpr (kZ) {
+        for (int64_t draw = 0; draw < call.draws; ++draw) {
+          gz = a.grad_z().read(start, n, gz_, draw);
+          const T* eps = eps_;
+          if (along_eps && call.keys.data) {
+            fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
+          } else if (along_eps) {
+            eps = a.noise().read(start, n, eps_, draw);
+          } else {
+            fill_constant(T(0), eps_);
+          }
+          if (draw == 0) {
+            for (int64_t i = 0; i < n; ++i) gz_eps[i] = gz[i] * eps[i];
+          } else {
+            for (int64_t i = 0; i < n; ++i) gz_eps[i] = madd(gz[i], eps[i], gz_eps[i]);
+          }
+          if (call.draws > 1) {
+            for (int64_t i = 0; i < n; ++i) total_[i] = gz[i] + (draw ? total_[i] : T(0));
+          }
+        }
+        if (call.draws != 1) gz = total_;
+        if (call.draws == 0) {
+          fill_constant(T(0), total_);
+          fill_constant(T(0), gz_eps);
+        }
+      }
+      T* out[4];
+      for (int v = 0; v < 4; ++v) {
+        out[v] = a.access[9 + v] ? a.access[9 + v].target(start, n, out_[v]) : out_[v];
+      }
+      posterior_backward_loop<T, kPrior, kZ, kKl>(constants, kl_scale, n, mu, logvar, m2, lv2, gz,
+                                                  gz_eps, gkl, out[0], out[1], out[2], out[3],
+                                                  sigma);
+      for (int v = 0; v < 4; ++v) {
+        if (a.access[9 + v]) a.access[9 + v].write(start, n, out[v], out_[v]);
+      }
+      if (kZ && a.access[13]) {
+        for (int64_t draw = 0; draw < call.draws; ++draw) {
+          const T* g = a.grad_z().read(start, n, gz_, draw);
+          T* to = a.access[13].target(start, n, eps_, draw);
+          for (int64_t i = 0; i < n; ++i) to[i] = g[i] * sigma[i];
+          a.access[13].write(start, n, to, eps_, draw);
+        }
+      }
+    }
+  });
+}
+
+void posterior_backward(const Posterior& call) {
+  visit(call.type, [&](auto storage) {
+    posterior_variants(has_prior(call), call.grad_z.data, call.grad_kl.data,
+                       [&](auto prior, auto z, auto kl) {
+                         posterior_backward_typed<decltype(storage), decltype(prior)::value,
+                                                  decltype(z)::value, decltype(kl)::value>(call);
+                       });
+  });
+}
+
+// ---- the decoders' likelihoods
+
+struct Bernoulli {
+  template <class T>
+  struct Constants {
+    explicit Constants(const Likelihood&) {}
+  };
+  template <class T>
+  static GENKERN_HD T value(const Constants<T>&, T logit, T x, T) {
+    return bernoulli_nll(logit, x).value;
+  }
+  template <class T>
+  static GENKERN_HD void gradients(const Constants<T>&, T logit, T x, T, T g, T& first, T& second,
+                                   T&) {
+    first = g * bernoulli_nll(logit, x).logit;
+    second = -g * logit;
+  }
+};
+
+struct FixedGaussian {
+  template <class T>
+  struct Constants {
+    explicit Constants(const Likelihood& call)
+        : inverse_sigma(static_cast<T>(1.0 / call.sigma)),
+          half_log(static_cast<T>(std::log(call.sigma) + 0.5 * kLog2Pi)) {}
+    T inverse_sigma, half_log;
+  };
+  template <class T>
+  static GENKERN_HD T value(const Constants<T>& c, T x_hat, T x, T) {
+    return gaussian_nll(x_hat, x, c.inverse_sigma, c.half_log).value;
+  }
+  template <class T>
+  static GENKERN_HD void gradients(const Constants<T>& c, T x_hat, T x, T, T g, T& first,
+                                   T& second, T&) {
+    second = g * gaussian_nll(x_hat, x, c.inverse_sigma, c.half_log).x;
+    first = -second;
+  }
+};
+
+struct LearnedGaussian {
+  template <class T>
+  struct Constants {
+    explicit Constants(const Likelihood& call)
+        : clamp{static_cast<T>(call.logvar_min), static_cast<T>(call.logvar_max)} {}
+    LogvarClamp<T> clamp;
+  };
+  template <class T>
+  static GENKERN_HD T value(const Constants<T>& c, T x_hat, T x, T logvar) {
+    return gaussian_nll(x_hat, x, c.clamp(logvar)).value;
+  }
+  template <class T>
+  static GENKERN_HD void gradients(const Constants<T>& c, T x_hat, T x, T logvar, T g, T& first,
+                                   T& second, T& third) {
+    const GaussianNll<T> d = gaussian_nll(x_hat, x, c.clamp(logvar));
+    second = g * d.x;
+    first = -second;
+    third = g * d.logvar * c.clamp.gradient(logvar);
+  }
+};
+
+template <class S>
+struct LikelihoodAccess {
+  explicit LikelihoodAccess(const Likelihood& call)
+      : views{&call.x_hat,      &call.x,      &call.logvar,     &call.nll,
+              &call.grad,       &call.grad_x_hat, &call.grad_x, &call.grad_logvar},
+        dims(call.shape, present, select(), true,
+             call.reduction == Reduction::kSample && call.shape.dims > 0 && call.shape.sizes[0] != 1) {
+    const bool streaming =
+        total(call.shape) * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
+    for (int v = 0; v < kViews; ++v) {
+      if (index[v] >= 0) access[v] = Access<S>(*views[v], dims, index[v], v != 4 && streaming);
+    }
+  }
+  static constexpr int kViews = 8;
+  const View* views[kViews];
+  const View* present[kViews];
+  int index[kViews];
+  Dims dims;
+  Access<S> access[kViews];
+
+ private:
+  int select() {
+    int count = 0;
+    for (int v = 0; v < kViews; ++v) {
+      const bool used = views[v]->data != nullptr && views[v]->strides != nullptr;
+      index[v] = used ? count : -1;
+      if (used) present[count++] = views[v];
+    }
+    return count;
+  }
+};
+
+template <class Kind, class T>
+void value_loop(const typename Kind::template Constants<T>& c, int64_t n, const T* __restrict a,
+                const T* __restrict b, const T* __restrict l, T* __restrict out) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) out[i] = Kind::template value<T>(c, a[i], b[i], l[i]);
+}
+
+template <class Kind, class T>
+void gradient_loop(const typename Kind::template Constants<T>& c, T scale, int64_t n,
+                   const T* __restrict a, const T* __restrict b, const T* __restrict l,
+                   const T* __restrict g, T* __restrict first, T* __restrict second,
+                   T* __restrict third) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    T x = T(0), y = T(0), z = T(0);
+    Kind::template gradients<T>(c, a[i], b[i], l[i], g[i] * scale, x, y, z);
+    first[i] = x;
+    second[i] = y;
+    third[i] = z;
+  }
+}
+
+template <class Kind>
+void likelihood(const Likelihood& call) {
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    const LikelihoodAccess<S> a(call);
+    const typename Kind::template Constants<T> constants(call);
+    const Cut cut(total(call.shape), call.shape.samples, call.reduction);
+    const bool reduce = call.reduction != Reduction::kNone;
+    for_units(call, cut, kGrain, [&](int64_t begin, int64_t end) {
+      alignas(64) T x_hat_[kChunk], x_[kChunk], logvar_[kChunk], out_[kChunk];
+      fill_constant(T(0), logvar_);
+      for (int64_t index = begin; index < end; ++index) {
+        const Unit unit(cut, index);
+        const int64_t start = unit.start, n = unit.n;
+        const T* x_hat = a.access[0].read(start, n, x_hat_);
+        const T* x = a.access[1].read(start, n, x_);
+        const T* logvar = a.access[2] ? a.access[2].read(start, n, logvar_) : logvar_;
+        T* out = reduce ? out_ : a.access[3].target(start, n, out_);
+        value_loop<Kind>(constants, n, x_hat, x, logvar, out);
+        if (reduce) {
+          partial_sums(cut, unit, out, call.partials);
+        } else {
+          a.access[3].write(start, n, out, out_);
+        }
+      }
+    });
+    if (reduce) finish(call, cut, static_cast<T*>(call.nll.data));
+  });
+}
+
+template <class Kind>
+void likelihood_backward(const Likelihood& call) {
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    const LikelihoodAccess<S> a(call);
+    const typename Kind::template Constants<T> constants(call);
+    const Cut cut(total(call.shape), 1, Reduction::kNone);
+    const T factor = static_cast<T>(scale(call));
+    for_units(call, cut, kGrain, [&](int64_t begin, int64_t end) {
+      alignas(64) T x_hat_[kChunk], x_[kChunk], logvar_[kChunk], grad_[kChunk], out_[3][kChunk];
+      fill_constant(T(0), logvar_);
+      for (int64_t index = begin; index < end; ++index) {
+        const Unit unit(cut, index);
+        const int64_t start = unit.start, n = unit.n;
+        const T* x_hat = a.access[0].read(start, n, x_hat_);
+        const T* x = a.access[1].read(start, n, x_);
+        const T* logvar = a.access[2] ? a.access[2].read(start, n, logvar_) : logvar_;
+        const T* grad = a.access[4].read(start, n, grad_);
+        T* out[3];
+        for (int v = 0; v < 3; ++v) {
+          out[v] = a.access[5 + v] ? a.access[5 + v].target(start, n, out_[v]) : out_[v];
+        }
+        gradient_loop<Kind>(constants, factor, n, x_hat, x, logvar, grad, out[0], out[1], out[2]);
+        for (int v = 0; v < 3; ++v) {
+          if (a.access[5 + v]) a.access[5 + v].write(start, n, out[v], out_[v]);
+        }
+      }
+    });
+  });
+}
+
+void gaussian(const Likelihood& call) {
+  call.logvar.data ? likelihood<LearnedGaussian>(call) : likelihood<FixedGaussian>(call);
+}
+void gaussian_backward(const Likelihood& call) {
+  call.logvar.data ? likelihood_backward<LearnedGaussian>(call)
+                   : likelihood_backward<FixedGaussian>(call);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels table = {numbers,
+                                posterior,
+                                posterior_backward,
+                                likelihood<Bernoulli>,
+                                likelihood_backward<Bernoulli>,
+                                gaussian,
+                                gaussian_backward};
+  return table;
+}
+
+}  // namespace genkern::GENKERN_CAPABILITY
