@@ -135,10 +135,9 @@ T sum(const T* __restrict x, int64_t n) {
   return lanes[0];
 }
 
-// Calls f(begin, end) on ranges of units, on torch's threads. Empty tensors have none to do.
+// Calls f(begin, end) on ranges of units, on torch's threads.
 template <class F>
 void for_units(const Call& call, const Cut& cut, int64_t grain, const F& f) {
-  if (cut.length == 0) return;
   const int64_t per_unit = cut.chunks > 1 ? kChunk : cut.group * cut.length;
   parallel(call.parallel, cut.units(), grain / (per_unit + 1) + 1,
            [&](int64_t begin, int64_t end) { f(begin, end); });
@@ -356,7 +355,23 @@ bool has_prior(const Posterior& call) {
          call.prior_logvar_value != 0.0;
 }
 
+// What a kernel is asked to do with an empty tensor: sums are 0, means 0 / 0.
+bool empty(const Call& call, void* out) {
+  const int64_t size = total(call.shape);
+  if (size != 0) return false;
+  if (out != nullptr && call.reduction != Reduction::kNone) {
+    const Cut cut(size, call.shape.samples, call.reduction);
+    if (call.type == Type::kDouble) {
+      finish(call, cut, static_cast<double*>(out));
+    } else {
+      finish(call, cut, static_cast<float*>(out));
+    }
+  }
+  return true;
+}
+
 void posterior(const Posterior& call) {
+  if (empty(call, call.kl.data)) return;
   visit(call.type, [&](auto storage) {
     posterior_variants(has_prior(call), call.z.data, call.kl.data, [&](auto prior, auto z, auto kl) {
       posterior_typed<decltype(storage), decltype(prior)::value, decltype(z)::value,
@@ -601,6 +616,7 @@ void gradient_loop(const typename Kind::template Constants<T>& c, T scale, int64
 
 template <class Kind>
 void likelihood(const Likelihood& call) {
+  if (empty(call, call.nll.data)) return;
   visit(call.type, [&](auto storage) {
     using S = decltype(storage);
     using T = typename Arithmetic<S>::T;

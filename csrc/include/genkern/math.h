@@ -72,8 +72,21 @@ GENKERN_HD double exp(double x) { return ::exp(x); }
 GENKERN_HD float exp_saturated(float x) { return exp(x > 88.0f ? 88.0f : x); }
 GENKERN_HD double exp_saturated(double x) { return ::exp(x > 709.0 ? 709.0 : x); }
 
-// expm1(x) - x = x^2 / 2 + x^3 / 6 + ..., given e = e^x. It cancels near 0, hence the series.
-GENKERN_HD float expm1_minus(float x, float e) {
+// e^x - 1, and e^x - 1 - x = x^2 / 2 + x^3 / 6 + ..., which cancels near 0 and is summed there.
+// Limits: infinity at both ends for the second, infinity and -1 for the first.
+template <class T>
+struct Expm1 {
+  T value, minus_x;
+};
+template <class T>
+GENKERN_HD Expm1<T> expm1_parts(T x, T e, T series, T largest) {
+  const bool near = x > T(-0.5) && x < T(0.5);
+  const T far = e - T(1);
+  // x kept finite: infinity minus infinity would be a NaN.
+  return {near ? x + series : far, near ? series : far - (x > largest ? largest : x)};
+}
+// Given e = e^x.
+GENKERN_HD Expm1<float> expm1(float x, float e) {
   // Minimax in relative error (0.41 * 2^-24) on |x| < 1/2.
   float p = 0.0001987562864087522f;
   p = madd(p, x, 0.0013981997035443783f);
@@ -81,11 +94,9 @@ GENKERN_HD float expm1_minus(float x, float e) {
   p = madd(p, x, 0.04166579619050026f);
   p = madd(p, x, 0.1666666567325592f);
   p = madd(p, x, 0.5f);
-  const float series = x * x * p;
-  const float direct = e - 1.0f - x;
-  return x > -0.5f && x < 0.5f ? series : direct;
+  return expm1_parts(x, e, x * x * p, 3.4028235e38f);
 }
-GENKERN_HD double expm1_minus(double x, double e) {
+GENKERN_HD Expm1<double> expm1(double x, double e) {
   // Taylor to x^15 / 15!: the next term is below 2^-53 of the sum on |x| < 1/2.
   double p = 1.0 / 1307674368000.0;
   p = madd(p, x, 1.0 / 87178291200.0);
@@ -101,9 +112,7 @@ GENKERN_HD double expm1_minus(double x, double e) {
   p = madd(p, x, 1.0 / 24.0);
   p = madd(p, x, 1.0 / 6.0);
   p = madd(p, x, 0.5);
-  const double series = x * x * p;
-  const double direct = e - 1.0 - x;
-  return x > -0.5 && x < 0.5 ? series : direct;
+  return expm1_parts(x, e, x * x * p, 1.7976931348623157e308);
 }
 
 // log(1 + e) for e in [0, 1], within 2 ulp.

@@ -40,21 +40,21 @@ struct Kl {
 // Against N(0, 1), given sigma = e^(l/2).
 template <class T>
 GENKERN_HD Kl<T> kl_standard(T mu, T l, T sigma) {
-  const T g = expm1_minus(l, sigma * sigma);
-  const T derivative = T(0.5) * (l + g);
-  return {T(0.5) * madd(mu, mu, g), mu, derivative, -madd(T(0.5) * mu, mu, derivative)};
+  const Expm1<T> g = expm1(l, sigma * sigma);
+  const T derivative = T(0.5) * g.value;
+  return {T(0.5) * madd(mu, mu, g.minus_x), mu, derivative, -madd(T(0.5) * mu, mu, derivative)};
 }
 
 template <class T>
 GENKERN_HD Kl<T> kl_prior(T mu, T l, T m2, T lv2) {
   const T d = l - lv2;
-  const T g = expm1_minus(d, exp(d));
+  const Expm1<T> g = expm1(d, exp(d));
   // In two steps, by e^(-lv2/4) kept finite: the square of mu - m2, or e^(-lv2), may overflow
   // where the product does not, and 0 times infinity would make a NaN.
   const T q = exp_saturated(T(-0.25) * lv2);
   const T s = ((mu - m2) * q) * q;
-  const T derivative = T(0.5) * (d + g);
-  return {T(0.5) * madd(s, s, g), (s * q) * q, derivative, -madd(T(0.5) * s, s, derivative)};
+  const T derivative = T(0.5) * g.value;
+  return {T(0.5) * madd(s, s, g.minus_x), (s * q) * q, derivative, -madd(T(0.5) * s, s, derivative)};
 }
 
 // Free bits (Kingma et al., arXiv:1606.04934, appendix C.8), a coordinate: max(kl, free_bits), whose gradient is 0 below.
