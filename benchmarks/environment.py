@@ -17,6 +17,7 @@ from genkern._info import cpu_capability
 from genkern._native import unavailable_reason
 
 _ROOF_STREAM = 64 << 20
+_TARGET_THREADS = 2
 
 
 def _first_line(path: str, start: str = "") -> str | None:
@@ -61,9 +62,14 @@ def warnings(facts: dict[str, Any]) -> list[str]:
     """What makes the run's numbers doubtful."""
     found = []
     if facts["load average"] > 0.5:
-        found.append(f"other programs are running (load average {facts['load average']})")
+        found.append(
+            f"other programs are running (load average {facts['load average']}): threads that"
+            " wait for one another suffer most, --threads 1 least"
+        )
     if facts["governor"] not in ("performance", "not told by the system"):
         found.append(f"the frequency governor is {facts['governor']!r}")
+    if facts["threads"] != _TARGET_THREADS:
+        found.append(f"floors and goals are set for {_TARGET_THREADS} threads")
     return found
 
 
