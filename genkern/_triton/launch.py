@@ -88,14 +88,14 @@ class Stream(NamedTuple):
     Attributes:
         word: Stride from a key's seed to its offset.
         per_sample: Strides of the rows in a (B, 2) key; None for one key for all.
-        index: Strides of the rows in the stream; the columns follow each other.
+        position: Strides of the rows in the stream; the columns follow each other.
         draw: Stride of the draws in the stream.
     """
 
     key: Tensor
     word: int
     per_sample: tuple[int, ...] | None
-    index: tuple[int, ...]
+    position: tuple[int, ...]
     draw: int | None
 
 
@@ -211,7 +211,7 @@ def _next_power_of_2(n: int) -> int:
 def blocks_together(stream: Stream | None, dtype: torch.dtype) -> int:
     """How many Philox blocks make up a 128-bit access; 0 if a row may start inside a block."""
     per_block = 2 if dtype == torch.float64 else 4
-    if stream is None or any(n % per_block for n in (*stream.index, stream.draw or 0)):
+    if stream is None or any(n % per_block for n in (*stream.position, stream.draw or 0)):
         return 0
     return 2 if dtype.itemsize == 2 else 1
 

@@ -49,7 +49,7 @@ def radius(x):
 
 @triton.jit
 def angle(y):
-    """cos(2 pi v) and sin(2 pi v) for 4 v = quarter_turns(y), but for the sign bit also returned."""
+    """cos(2 pi v) and sin(2 pi v) but for a common sign, the third value; 4 v = quarter_turns(y)."""
     w = quarter_turns(y)
     shifted = w + 12582912.0
     f = w - (shifted - 12582912.0)
@@ -156,7 +156,8 @@ def box_muller_double(x, y):
     r = radius_double(x)
     # v = (y + 1/2) 2^-64 less its nearest quarter turn, before it is rounded.
     q = (y + (1 << 61)) >> 62
-    theta = ((y - (q << 62)).to(tl.int64, bitcast=True).to(tl.float64) + 0.5) * 3.4061215800865545e-19
+    rest = (y - (q << 62)).to(tl.int64, bitcast=True)
+    theta = (rest.to(tl.float64) + 0.5) * 3.4061215800865545e-19  # 2 pi 2^-64
     s = sine_double(theta)
     c = cosine_double(theta)
     odd = (q & 1) != 0

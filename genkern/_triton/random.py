@@ -76,11 +76,12 @@ def _noise(key: Tensor, shape: Sequence[int], dtype: torch.dtype, normal: bool) 
 def _children(key: Tensor, data: Tensor | None, shape: Sequence[int]) -> Tensor:
     out = torch.empty(shape, dtype=key.dtype, device=key.device)
     children = out.numel() // 2
+    tile = TILE // 4  # 64-bit divisions want registers
     launch(
-        children_kernel, triton.cdiv(children, TILE), key.device,
+        children_kernel, triton.cdiv(children, tile), key.device,
         key.view(torch.int64), key.stride(0) if key.dim() == 2 else 0, key.stride(-1),
         key.shape[0] if key.dim() == 2 else 1,
         data, data.stride(0) if data is not None and data.dim() else 0,
-        out.view(torch.int64), children, TILE=TILE,
+        out.view(torch.int64), children, TILE=tile,
     )  # fmt: skip
     return out

@@ -77,9 +77,7 @@ def noise(
     key = stream.key
     if stream.per_sample is not None:
         key += row_offset(stream.per_sample, row, form, 1)
-    index = row_offset(stream.index, row, form, 1) + start
+    index = row_offset(stream.position, row, form, 1) + start
     if stream.draw is not None:
         index += tl.cast(draw, tl.int64) * stream.draw
-    return noise_tile(
-        tl.load(key), tl.load(key + stream.word), index, COLUMNS, T, BLOCKS, NORMAL
-    )
+    return noise_tile(tl.load(key), tl.load(key + stream.word), index, COLUMNS, T, BLOCKS, NORMAL)

@@ -2,6 +2,7 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
 import math
+from typing import cast
 
 import torch
 import triton
@@ -205,9 +206,7 @@ def posterior_backward_kernel(
             m, l, sigma, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
             row, start, mask, form, T, VECTOR, STANDARD,
         )  # fmt: skip
-        gk = divide(
-            load(grad_kl, row, start, mask, form, T, VECTOR), tl.full((1, 1), divisor, T)
-        )
+        gk = divide(load(grad_kl, row, start, mask, form, T, VECTOR), tl.full((1, 1), divisor, T))
         if FREE_BITS:
             gk = free_bits_gradient(value, gk, tl.full((), free_bits, T))
         g_mu += gk * by_mu
@@ -487,9 +486,8 @@ def _posterior(
 
 def _value(out: Tensor | None, partial: Tensor | None, like: Tensor, reduction: int) -> Tensor:
     """The elementwise value, or the partial sums summed up."""
-    if out is not None:
-        return out
-    assert partial is not None
+    if partial is None:
+        return cast(Tensor, out)
     return finish(partial, like.shape, reduction)
 
 
