@@ -1,4 +1,4 @@
-"""Settings of every test: Triton's interpreter, poisoned memory, and a count of what was skipped."""
+"""Settings of every test: Triton's interpreter, poisoned memory, a count of what was skipped."""
 
 from __future__ import annotations
 

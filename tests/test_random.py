@@ -1,4 +1,4 @@
-"""The noise: known answers, the exact formula, the structure of streams, and the same bits everywhere."""
+"""The noise: known answers, the exact formula, streams, and the same bits everywhere."""
 
 from __future__ import annotations
 
