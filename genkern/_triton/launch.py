@@ -58,7 +58,7 @@ class Form(NamedTuple):
         rows: Number of rows; None for one.
         columns: Number of columns, in units of the constant VECTOR.
         column_tiles: Number of tiles in a row.
-        sizes: Sizes of the dimensions that make up the rows, inner ones first, without the outermost.
+        sizes: Sizes of the dimensions that make up the rows but the outermost, inner ones first.
     """
 
     rows: int | None

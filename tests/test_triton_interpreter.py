@@ -1,0 +1,110 @@
+"""The Triton backend in its interpreter: what the common suites cannot say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from support import OPS, randn, same_bits
+
+from genkern._triton import launch
+
+pytest.importorskip("triton")
+
+KEY = torch.tensor([0x123456789ABCDEF, 2**63 - 3])
+KEYS = torch.tensor([[5, 0xFFFFFFFF], [-3, -1], [7, 2**40]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        (KEY, (9001,)),  # a tile and a part of one; the block counter passes 2^63
+        (KEYS, (3, 4100)),  # rows that start with a block
+        (KEYS, (3, 41)),  # rows that start inside one
+    ],
+)
+def test_normals_have_the_bits_of_the_reference(key, shape, dtype):
+    from genkern._triton import random
+
+    expected = OPS["normal"].reference(key, list(shape), dtype)
+    assert same_bits(random.normal(key, shape, dtype), expected.contiguous())
+
+
+def test_draws_continue_the_stream_of_each_sample():
+    from genkern._triton import vae
+
+    mu, zero = torch.zeros(3, 7), torch.full((3, 7), -math.inf)
+    no_clamp = (-math.inf, math.inf)
+    z = vae.rsample(mu, torch.zeros(3, 7), KEYS, None, 5, *no_clamp)
+    expected = OPS["normal"].reference(KEYS, [3, 5, 7], torch.float32).transpose(0, 1)
+    assert same_bits(z, expected)
+    assert torch.equal(vae.rsample(mu, zero, KEYS, None, 5, *no_clamp), torch.zeros(5, 3, 7))
+
+
+def _form(shape, *tensors, **options):
+    tiles = launch.Tiles(shape, tensors, **options)
+    return tiles.rows, [tiles.operand(t).inner for t in tensors]
+
+
+def test_common_layouts_have_columns_of_stride_one():
+    x = torch.empty(4, 6, 8, 8)
+    assert _form(x.shape, x, x) == (1, [1, 1])
+    assert _form(x.shape, x, torch.ones(()).expand(x.shape)) == (1, [1, None])
+    channels_last = x.to(memory_format=torch.channels_last)
+    assert _form(x.shape, channels_last, torch.empty_like(channels_last)) == (1, [1, 1])
+    halves = torch.empty(4, 12, 8, 8).chunk(2, dim=1)
+    assert _form(x.shape, *halves, x) == (4, [1, 1, 1])
+    per_sample = torch.ones(4, 1, 1, 1).expand(x.shape)
+    assert _form(x.shape, x, per_sample) == (4, [1, None])
+    assert _form(x.shape, x, key=KEYS[:1].expand(4, 2)) == (4, [1])
+    assert _form(x.shape, x, by_sample=True) == (4, [1])
+    draws = torch.empty(3, *x.shape)
+    assert _form(x.shape, x, draws) == (1, [1, 1])
+
+
+def test_any_number_of_dimensions():
+    from genkern._triton import vae
+
+    # No two dimensions of the one merge where those of the other do.
+    shape = (2, 3, 2, 2, 3, 2, 2, 2)
+    a = randn(*shape)
+    b = randn(*shape[::-1], seed=1).permute(*reversed(range(len(shape))))
+    result = vae.bernoulli_nll(a, b, launch.NONE)
+    expected = OPS["bernoulli_nll"].reference(a.double(), b.double(), launch.NONE)
+    # Three roundings of numbers below |a b| + |a| + 1, and 2 ulp of log(1 + e) <= 1.
+    assert ((result - expected).abs() <= 8 * 2.0**-24 * (1 + a.abs() * (1 + b.abs()))).all()
+
+
+def test_gradients_over_many_draws_stay_exact():
+    from genkern._triton import vae
+
+    draws = 300
+    mu = torch.zeros(2, 3)
+    grad = randn(draws, 2, 3) + 1.0
+    noise = randn(draws, 2, 3, seed=1)
+    no_clamp = (-math.inf, math.inf)
+    grad_mu, grad_logvar, *_ = vae.rsample_kl_backward(
+        grad, None, mu, mu, None, None, None, noise, draws, 0.0, 0.0, 0.0, *no_clamp, 0, 0b11
+    )
+    # Kahan: two roundings of the sum of magnitudes; products and the factor 1/2 sigma: one each.
+    products = grad.double() * noise.double()
+    bound = 3 * 2.0**-24
+    assert ((grad_mu - grad.double().sum(0)).abs() <= bound * grad.double().abs().sum(0)).all()
+    expected = 0.5 * products.sum(0)
+    assert ((grad_logvar - expected).abs() <= bound * 0.5 * products.abs().sum(0)).all()
+
+
+def test_sums_do_not_depend_on_the_run():
+    from genkern._triton import vae
+
+    x, y = randn(5, 4099), randn(5, 4099, seed=1)
+    for reduction in (launch.MEAN, launch.SUM, launch.BATCHMEAN, launch.SAMPLE):
+        first = vae.bernoulli_nll(x, y, reduction)
+        assert same_bits(first, vae.bernoulli_nll(x, y, reduction))
+
+
+def test_refuses_tensors_elsewhere():
+    assert launch.refuses(torch.zeros(2), None, 1.0) is None
+    assert launch.refuses(torch.zeros(2, device="meta")) == "a tensor is on meta"
