@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     results: dict[str, Any] = {
         "environment": environment.describe(device, args.threads),
-        "roof": environment.measure_roof(args.threads, rounds),
+        "roof": environment.measure_roof(device, args.threads, rounds),
         "records": [],
     }
     with Progress(console=Console(stderr=True), transient=True) as progress:
