@@ -68,7 +68,7 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
     except subprocess.CalledProcessError as error:
         return None, f"{name} cannot compile roof.cpp: {error.stderr.strip().splitlines()[-1]}"
     except OSError as error:
-        return None, f"roof.cpp cannot be built or loaded: {error}"
+        return None, f"roof.cpp cannot be built with {name} or loaded: {error}"
     pointer = ctypes.c_void_p
     for triad in (library.triad_regular, library.triad_non_temporal):
         triad.argtypes = [pointer, pointer, pointer, ctypes.c_float, ctypes.c_int64, ctypes.c_int]
