@@ -55,7 +55,9 @@ def info() -> str:
         "built",
         f"  parts    {', '.join(facts.get('parts', [])) or 'none: pure Python'}",
     ]
-    lines += [f"  {key:8} {facts[key]}" for key in ("mode", "compiler", "torch", "cuda") if facts.get(key)]
+    lines += [
+        f"  {key:8} {facts[key]}" for key in ("mode", "compiler", "torch", "cuda") if facts.get(key)
+    ]
     lines += [f"  note     {note}" for note in facts.get("notes", [])]
     capability = cpu_capability()
     native_cpu = _native.unavailable_reason("cpu") or f"ready, {capability}"

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from genkern import _native
-from genkern._ops.op import BACKENDS, OPS, Args, Backend, Op, choosing
 from genkern._ops.checks import one_of
+from genkern._ops.op import BACKENDS, OPS, Args, Backend, Op, choosing
 
 __all__ = ["explain", "use_backend"]
 
@@ -40,10 +40,14 @@ class NativeBackend(Backend):
         if (op.name, device) in self._kernels:
             return None
         reason = _native.unavailable_reason(device)
-        if reason is None:
-            namespace = getattr(torch.ops, f"_genkern_{device}")
-            self._kernels[op.name, device] = getattr(namespace, op.name).default
-        return reason
+        if reason is not None:
+            return reason
+        try:
+            kernel = getattr(getattr(torch.ops, f"_genkern_{device}"), op.name).default
+        except AttributeError:
+            return f"libgenkern_{device}.so has no {op.name}"
+        self._kernels[op.name, device] = kernel
+        return None
 
     def run(self, op: Op, args: Args) -> Any:
         return self._kernels[op.name, _device(args).type](*args)
@@ -65,11 +69,21 @@ class TritonBackend(Backend):
     name = "triton"
 
     def refuses(self, op: Op, args: Args) -> str | None:
-        return _triton_missing() or _triton_launch().refuses(*args)
+        reason: str | None = _triton_missing() or _triton_launch().refuses(*args)
+        if reason is None and self._kernel(op) is None:
+            return f"there is no Triton kernel of {op.name}"
+        return reason
 
     def run(self, op: Op, args: Args) -> Any:
+        kernel = self._kernel(op)
+        if kernel is None:
+            raise NotImplementedError(f"{op.name}: there is no Triton kernel")
+        return kernel(*args)
+
+    @staticmethod
+    def _kernel(op: Op) -> Callable[..., Any] | None:
         family = op.reference.__module__.rsplit(".", 1)[-1]
-        return getattr(importlib.import_module(f"genkern._triton.{family}"), op.name)(*args)
+        return getattr(importlib.import_module(f"genkern._triton.{family}"), op.name, None)
 
 
 BACKENDS[:0] = [NativeBackend(), TritonBackend()]

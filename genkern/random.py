@@ -161,7 +161,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
 
 def _shape(function: str, key: Tensor, sizes: tuple[int | tuple[int, ...], ...]) -> list[int]:
-    shape = list(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else list(sizes)  # type: ignore[arg-type]
+    shape = list(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else list(sizes)
     checks.key_words(function, key)
     if any(n < 0 for n in shape):  # type: ignore[operator]
         raise ValueError(f"{function}: sizes must be at least 0, got {tuple(shape)}")

@@ -81,7 +81,8 @@ def _prior(
     if not isinstance(prior, Tensor):
         if isinstance(prior, (int, float)):
             return None, float(prior)
-        raise TypeError(f"{function}: {name} must be a tensor or a number, got {type(prior).__name__}")
+        got = type(prior).__name__
+        raise TypeError(f"{function}: {name} must be a tensor or a number, got {got}")
     checks.floating(function, name, prior)
     checks.same_device(function, name, prior, "mu", mu)
     if prior.shape == mu.shape:

@@ -67,7 +67,7 @@ def key_words(function: str, key: object, *, batch: int | None = None) -> None:
         raise ValueError(f"{function}: key must have shape (2,) or (B, 2), got {tuple(key.shape)}")
     if key.dim() == 2 and batch is not None and key.shape[0] != batch:
         raise ValueError(
-            f"{function}: a key for each sample must have shape ({batch}, 2), got {tuple(key.shape)}"
+            f"{function}: keys, one a sample, must have shape ({batch}, 2), got {tuple(key.shape)}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,11 +62,13 @@ class ReferenceBackend(Backend):
 # In the order of preference; genkern.backends inserts the others before the reference.
 BACKENDS: list[Backend] = [ReferenceBackend()]
 
-_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("genkern_backend", default=None)
+_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "genkern_backend", default=None
+)
 
 
 def chosen_backend() -> str | None:
-    """The backend that `use_backend` or GENKERN_BACKEND asks for, or None for the first that can."""
+    """The backend `use_backend` or GENKERN_BACKEND asks for, or None for the first that can."""
     return _chosen.get() or os.environ.get("GENKERN_BACKEND") or None
 
 
@@ -97,7 +100,7 @@ class _FunctorchFunction(torch.autograd.Function):
     """Autograd under torch.func transforms, which refuse the other two forms."""
 
     @staticmethod
-    def forward(op: Op, *args: Any) -> Any:  # type: ignore[override]
+    def forward(op: Op, *args: Any) -> Any:
         return op.overload(*args)
 
     @staticmethod
@@ -125,7 +128,6 @@ class Op:
         reference: The definition: tensor-only PyTorch, arithmetic in float32 (float64).
         fake: Shapes, dtypes and strides of the outputs.
         samples: `samples(device, dtype)` yields representative calls.
-        bytes_moved: Bytes that a call must read and write, for benchmarks.
         backward: `backward(args, needs, *grads)` returns one gradient (or None) an argument; None
             for an operator without gradients. Where it is `"reference"`, the gradient is that of
             `reference`, to any order: the right choice for the operators of backward passes.
@@ -139,7 +141,6 @@ class Op:
         reference: Callable[..., Any],
         fake: Callable[..., Any],
         samples: Callable[[torch.device, torch.dtype], Iterator[Sample]],
-        bytes_moved: Callable[..., int],
         backward: Backward | str | None = None,
         saves: Sequence[str] | None = None,
     ) -> None:
@@ -147,7 +148,7 @@ class Op:
         self.name = schema[: schema.index("(")]
         self.reference = reference
         self.samples = samples
-        self.bytes_moved = bytes_moved
+        self._fake = fake
         self._formula: Backward | None = (
             self._reference_backward if isinstance(backward, str) else backward
         )
@@ -170,11 +171,23 @@ class Op:
         if torch.compiler.is_compiling():
             return self.overload(*args)
         if torch._C._functorch.peek_interpreter_stack() is not None:
-            return _FunctorchFunction.apply(self, *args) if self._formula else self.overload(*args)
+            if self._formula is None:
+                return self.overload(*args)
+            return _FunctorchFunction.apply(self, *args)  # type: ignore[no-untyped-call]
         if self._formula and torch.is_grad_enabled() and _requires_grad(args):
-            return _EagerFunction.apply(self, *args)
+            return _EagerFunction.apply(self, *args)  # type: ignore[no-untyped-call]
         with torch._C._AutoDispatchBelowAutograd():
             return self.overload(*args)
+
+    def bytes_moved(self, *args: Any) -> int:
+        """Bytes a call must read and write: each tensor once, an expanded dimension not at all."""
+        outputs = self._fake(*args)
+        tensors = [*args, *(outputs if isinstance(outputs, tuple) else (outputs,))]
+        return sum(
+            a.element_size() * math.prod(n for n, s in zip(a.shape, a.stride(), strict=True) if s)
+            for a in tensors
+            if isinstance(a, Tensor)
+        )
 
     # ---- choosing a backend
 
@@ -253,7 +266,7 @@ class Op:
             result = result if isinstance(result, tuple) else (result,)
             return tuple(result[i] for i in live)
 
-        _, pull_back = torch.func.vjp(outputs, *(args[i] for i in wanted))
+        pull_back = torch.func.vjp(outputs, *(args[i] for i in wanted))[1]
         found = pull_back(tuple(grads[i] for i in live))
         result: list[Tensor | None] = [None] * len(needs)
         for i, gradient in zip(wanted, found, strict=True):
@@ -265,12 +278,7 @@ class Op:
     def _vmap(self, info: Any, in_dims: Args, *args: Any) -> tuple[Any, Any]:
         """One call an example: an operator is a function of its arguments alone, keys included."""
         results = [
-            self(
-                *(
-                    a if d is None else a.select(d, i)
-                    for a, d in zip(args, in_dims, strict=True)
-                )
-            )
+            self(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
             for i in range(info.batch_size)
         ]
         if isinstance(results[0], tuple):

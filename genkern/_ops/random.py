@@ -241,35 +241,27 @@ def _fold_in_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sampl
     yield Sample("per_sample_scalar", (sample_key(device, 3), index[0]))
 
 
-def _numbers_bytes(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> int:
-    return math.prod(shape) * dtype.itemsize
-
-
 normal = Op(
     "normal(Tensor key, SymInt[] shape, ScalarType dtype) -> Tensor",
     reference=_normal_reference,
     fake=_numbers_fake,
     samples=_numbers_samples,
-    bytes_moved=_numbers_bytes,
 )
 uniform = Op(
     "uniform(Tensor key, SymInt[] shape, ScalarType dtype) -> Tensor",
     reference=_uniform_reference,
     fake=_numbers_fake,
     samples=_numbers_samples,
-    bytes_moved=_numbers_bytes,
 )
 split = Op(
     "split(Tensor key, SymInt num) -> Tensor",
     reference=_split_reference,
     fake=_split_fake,
     samples=_split_samples,
-    bytes_moved=lambda key, num: num * key.nbytes,
 )
 fold_in = Op(
     "fold_in(Tensor key, Tensor data) -> Tensor",
     reference=_fold_in_reference,
     fake=_fold_in_fake,
     samples=_fold_in_samples,
-    bytes_moved=lambda key, data: 2 * key.nbytes + data.nbytes,
 )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,9 +88,7 @@ def _g(x: Tensor) -> Tensor:
     return torch.where(near, series * y * y, torch.expm1(far) - far.clamp(max=88.0))
 
 
-def _eps(
-    key: Tensor | None, noise: Tensor | None, mu: Tensor, num_samples: int | None
-) -> tuple[Tensor, Tensor | None]:
+def _eps(key: Tensor | None, noise: Tensor | None, mu: Tensor, num_samples: int | None) -> Tensor:
     """The noise in float32 (float64), in z's shape, or with K in front."""
     shape = list(mu.shape) if num_samples is None else [num_samples, *mu.shape]
     if noise is not None:
@@ -98,9 +97,10 @@ def _eps(
         raise ValueError("rsample: expected key or noise, got neither")
     dtype = _arithmetic(mu.dtype)
     if num_samples is None or key.dim() == 1:
-        return random.normal(key, shape, dtype)
+        return random.normal(key, shape, dtype)  # type: ignore[no-any-return]
     # A sample's stream covers (K, rest).
-    return random.normal(key, [mu.shape[0], num_samples, *mu.shape[1:]], dtype).transpose(0, 1)
+    eps: Tensor = random.normal(key, [mu.shape[0], num_samples, *mu.shape[1:]], dtype)
+    return eps.transpose(0, 1)
 
 
 def _rsample_reference(
@@ -139,9 +139,7 @@ def _kl_parts(
     """s, exp(-lv2/4) and d."""
     l1 = _wide(logvar).clamp(logvar_min, logvar_max)
     m2 = prior_mu_value if prior_mu is None else _wide(prior_mu)
-    lv2 = (
-        torch.full_like(l1, prior_logvar_value) if prior_logvar is None else _wide(prior_logvar)
-    )
+    lv2 = torch.full_like(l1, prior_logvar_value) if prior_logvar is None else _wide(prior_logvar)
     # Kept finite: 0 times infinity would be a NaN.
     q = torch.exp((-0.25 * lv2).clamp(max=709.0 if l1.dtype == torch.float64 else 88.0))
     return ((_wide(mu) - m2) * q) * q, q, l1 - lv2
@@ -356,9 +354,7 @@ def _gaussian_nll_backward_reference(
     )
     return tuple(  # type: ignore[return-value]
         _like(v.to(out.dtype), out) if output_mask >> i & 1 else out
-        for i, (v, out) in enumerate(
-            zip((-along_x, along_x, along_logvar), layouts, strict=True)
-        )
+        for i, (v, out) in enumerate(zip((-along_x, along_x, along_logvar), layouts, strict=True))
     )
 
 
@@ -385,6 +381,10 @@ def _gaussian_nll_backward_fake(
 
 def _mask(needs: Sequence[bool]) -> int:
     return sum(1 << i for i, need in enumerate(needs) if need)
+
+
+def _asked(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
 
 
 def _rsample_formula(
@@ -417,7 +417,7 @@ def _kl_formula(args: Args, needs: Sequence[bool], grad_kl: Tensor) -> tuple[Ten
         None, grad_kl, mu, logvar, m2, lv2, None, None, None, m2_value, lv2_value, free_bits,
         lo, hi, reduction, _mask(wanted),
     )  # fmt: skip
-    return (*(g if need else None for g, need in zip(grads, wanted[:4])), *[None] * 6)
+    return (*_asked(grads, wanted)[:4], *[None] * 6)
 
 
 def _rsample_kl_formula(
@@ -429,7 +429,7 @@ def _rsample_kl_formula(
         grad_z, grad_kl, mu, logvar, m2, lv2, key, noise, None, m2_value, lv2_value, free_bits,
         lo, hi, reduction, _mask(wanted),
     )  # fmt: skip
-    found = [g if need else None for g, need in zip(grads, wanted)]
+    found = _asked(grads, wanted)
     return (*found[:4], None, found[4], *[None] * 6)
 
 
@@ -438,20 +438,22 @@ def _bernoulli_nll_formula(
 ) -> tuple[Tensor | None, ...]:
     logits, x, reduction = args
     grads = bernoulli_nll_backward(grad, logits, x, reduction, _mask(needs[:2]))
-    return (*(g if need else None for g, need in zip(grads, needs[:2])), None)
+    return (*_asked(grads, needs[:2]), None)
 
 
 def _gaussian_nll_formula(
     args: Args, needs: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     grads = gaussian_nll_backward(grad, *args, _mask(needs[:3]))
-    return (*(g if need else None for g, need in zip(grads, needs[:3])), *[None] * 4)
+    return (*_asked(grads, needs[:3]), *[None] * 4)
 
 
 # ---- samples
 
 
-def layouts(device: torch.device, dtype: torch.dtype, count: int) -> Iterator[tuple[str, list[Tensor]]]:
+def layouts(
+    device: torch.device, dtype: torch.dtype, count: int
+) -> Iterator[tuple[str, list[Tensor]]]:
     """`count` tensors of one shape in each layout an operator must take."""
     generator = torch.Generator().manual_seed(0)
 
@@ -461,13 +463,12 @@ def layouts(device: torch.device, dtype: torch.dtype, count: int) -> Iterator[tu
     yield "contiguous", [new(4, 3, 5, 7) for _ in range(count)]
     yield "large", [new(3, 5000) for _ in range(count)]
     yield "small", [new(9, 2) for _ in range(count)]
-    yield "channels_last", [
-        new(2, 6, 4, 8).to(memory_format=torch.channels_last) for _ in range(count)
-    ]
+    yield (
+        "channels_last",
+        [new(2, 6, 4, 8).to(memory_format=torch.channels_last) for _ in range(count)],
+    )
     yield "chunk", list(new(2, 4 * count, 6, 6).chunk(count, dim=1))
-    yield "mixed", [
-        new(4, 6) if i % 2 == 0 else new(6, 4).t() for i in range(count)
-    ]
+    yield "mixed", [new(4, 6) if i % 2 == 0 else new(6, 4).t() for i in range(count)]
     yield "strided", [new(3, 8, 10)[:, ::2, 1::3] for _ in range(count)]
     yield "expanded", [new(3, 1, 5).expand(3, 4, 5) for _ in range(count)]
     yield "5d", [new(2, 3, 2, 4, 2) for _ in range(count)]
@@ -488,7 +489,9 @@ def _rsample_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sampl
             yield Sample(f"{name}-keys-k2", (mu, logvar, keys, None, 2, -0.5, 0.5))
 
 
-def _priors(name: str, m2: Tensor, lv2: Tensor) -> tuple[Tensor | None, Tensor | None, float, float]:
+def _priors(
+    name: str, m2: Tensor, lv2: Tensor
+) -> tuple[Tensor | None, Tensor | None, float, float]:
     """Another kind of prior for each layout, each kind with several layouts."""
     kinds: list[tuple[Tensor | None, Tensor | None, float, float]] = [
         (None, None, *_STANDARD),
@@ -592,22 +595,6 @@ def _gaussian_nll_backward_samples(device: torch.device, dtype: torch.dtype) -> 
         yield Sample(case.id, (grad, *case.args, 0b011 if logvar is None else 0b111))
 
 
-def _nbytes(*tensors: Tensor | None) -> int:
-    """Bytes of memory behind the tensors' elements; an expanded dimension counts once."""
-    return sum(
-        t.element_size() * math.prod(n for n, s in zip(t.shape, t.stride()) if s)
-        for t in tensors
-        if t is not None
-    )
-
-
-def _moved(op_fake: object, *args: object) -> int:
-    """Bytes of the tensors in and out of a call."""
-    out = op_fake(*args)  # type: ignore[operator]
-    outs = out if isinstance(out, tuple) else (out,)
-    return _nbytes(*(a for a in args if isinstance(a, Tensor)), *outs)
-
-
 def _rsample_fake(
     mu: Tensor,
     logvar: Tensor,
@@ -620,24 +607,19 @@ def _rsample_fake(
     return _z_fake(mu, num_samples)
 
 
-def _kl_fake(mu: Tensor, *rest: object) -> Tensor:
-    return _reduced_fake(mu, int(rest[-1]))  # type: ignore[call-overload]
+def _kl_fake(mu: Tensor, *rest: Any) -> Tensor:
+    return _reduced_fake(mu, rest[-1])
 
 
-def _rsample_kl_fake(mu: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+def _rsample_kl_fake(mu: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(mu), _kl_fake(mu, *rest)
-
-
-def _op(schema: str, **spec: object) -> Op:
-    fake = spec["fake"]
-    return Op(schema, bytes_moved=lambda *args: _moved(fake, *args), **spec)  # type: ignore[arg-type]
 
 
 _PRIOR = "Tensor? prior_mu, Tensor? prior_logvar"
 _PRIOR_VALUES = "float prior_mu_value, float prior_logvar_value, float free_bits"
 _CLAMP = "float logvar_min, float logvar_max"
 
-rsample = _op(
+rsample = Op(
     f"rsample(Tensor mu, Tensor logvar, Tensor? key, Tensor? noise, SymInt? num_samples, {_CLAMP})"
     " -> Tensor",
     reference=_rsample_reference,
@@ -646,14 +628,14 @@ rsample = _op(
     backward=_rsample_formula,
     saves=("logvar", "key", "noise"),
 )
-kl = _op(
+kl = Op(
     f"kl(Tensor mu, Tensor logvar, {_PRIOR}, {_PRIOR_VALUES}, {_CLAMP}, int reduction) -> Tensor",
     reference=_kl_reference,
     fake=_kl_fake,
     samples=_kl_samples,
     backward=_kl_formula,
 )
-rsample_kl = _op(
+rsample_kl = Op(
     f"rsample_kl(Tensor mu, Tensor logvar, {_PRIOR}, Tensor? key, Tensor? noise, {_PRIOR_VALUES},"
     f" {_CLAMP}, int reduction) -> (Tensor, Tensor)",
     reference=_rsample_kl_reference,
@@ -661,7 +643,7 @@ rsample_kl = _op(
     samples=_rsample_kl_samples,
     backward=_rsample_kl_formula,
 )
-rsample_kl_backward = _op(
+rsample_kl_backward = Op(
     "rsample_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar,"
     f" {_PRIOR}, Tensor? key, Tensor? noise, SymInt? num_samples, {_PRIOR_VALUES}, {_CLAMP},"
     " int reduction, int output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -670,14 +652,14 @@ rsample_kl_backward = _op(
     samples=_rsample_kl_backward_samples,
     backward="reference",
 )
-bernoulli_nll = _op(
+bernoulli_nll = Op(
     "bernoulli_nll(Tensor logits, Tensor x, int reduction) -> Tensor",
     reference=_bernoulli_nll_reference,
     fake=lambda logits, x, reduction: _reduced_fake(logits, reduction),
     samples=_bernoulli_nll_samples,
     backward=_bernoulli_nll_formula,
 )
-bernoulli_nll_backward = _op(
+bernoulli_nll_backward = Op(
     "bernoulli_nll_backward(Tensor grad, Tensor logits, Tensor x, int reduction, int output_mask)"
     " -> (Tensor, Tensor)",
     reference=_bernoulli_nll_backward_reference,
@@ -685,7 +667,7 @@ bernoulli_nll_backward = _op(
     samples=_bernoulli_nll_backward_samples,
     backward="reference",
 )
-gaussian_nll = _op(
+gaussian_nll = Op(
     f"gaussian_nll(Tensor x_hat, Tensor x, Tensor? logvar, float sigma, {_CLAMP}, int reduction)"
     " -> Tensor",
     reference=_gaussian_nll_reference,
@@ -693,7 +675,7 @@ gaussian_nll = _op(
     samples=_gaussian_nll_samples,
     backward=_gaussian_nll_formula,
 )
-gaussian_nll_backward = _op(
+gaussian_nll_backward = Op(
     "gaussian_nll_backward(Tensor grad, Tensor x_hat, Tensor x, Tensor? logvar, float sigma,"
     f" {_CLAMP}, int reduction, int output_mask) -> (Tensor, Tensor, Tensor)",
     reference=_gaussian_nll_backward_reference,
