@@ -72,14 +72,16 @@ class Operand(NamedTuple):
 
     Attributes:
         outer: Strides of the dimensions that make up the rows, inner ones first.
-        inner: Stride of the columns; None for 0.
+        inner: Stride of the columns; nothing for 0.
         draw: Stride of the draws, in a tensor that has this dimension (`num_samples`).
+
+    What may be missing is an empty tuple: Triton 3.6 cannot tell a tuple with a None from None.
     """
 
     tensor: Tensor
     outer: tuple[int, ...]
-    inner: int | None
-    draw: int | None
+    inner: tuple[int, ...]
+    draw: tuple[int, ...]
 
 
 class Stream(NamedTuple):
@@ -87,16 +89,16 @@ class Stream(NamedTuple):
 
     Attributes:
         word: Stride from a key's seed to its offset.
-        per_sample: Strides of the rows in a (B, 2) key; None for one key for all.
+        per_sample: Strides of the rows in a (B, 2) key; nothing for one key for all.
         position: Strides of the rows in the stream; the columns follow each other.
         draw: Stride of the draws in the stream.
     """
 
     key: Tensor
     word: int
-    per_sample: tuple[int, ...] | None
+    per_sample: tuple[int, ...]
     position: tuple[int, ...]
-    draw: int | None
+    draw: tuple[int, ...]
 
 
 class Tiles:
@@ -157,8 +159,8 @@ class Tiles:
             return None
         strides = self._strides(tensor)
         inner = strides[self._columns[0]] if self._columns else 1
-        draw = tensor.stride(0) if tensor.dim() > self._dim else None
-        return Operand(tensor, self._row_strides(strides), inner or None, draw)
+        draw = (tensor.stride(0),) if tensor.dim() > self._dim else ()
+        return Operand(tensor, self._row_strides(strides), (inner,) if inner else (), draw)
 
     def stream(self, key: Tensor | None, draws: int | None = None) -> Stream | None:
         """A key as kernels take it, for the elements of `draws` tensors of the call's shape."""
@@ -166,7 +168,7 @@ class Tiles:
             return None
         index = [math.prod(self._shape[d + 1 :]) for d in range(len(self._shape))]
         size = math.prod(self._shape)
-        per_sample = None
+        per_sample: tuple[int, ...] = ()
         if key.dim() == 2:
             size = index[0]
             index[0] = 0
@@ -177,7 +179,7 @@ class Tiles:
             key.stride(-1),
             per_sample,
             self._row_strides(tuple(index)),
-            None if draws is None else size,
+            () if draws is None else (size,),
         )
 
     def _strides(self, tensor: Tensor) -> tuple[int, ...]:
@@ -211,7 +213,7 @@ def _next_power_of_2(n: int) -> int:
 def blocks_together(stream: Stream | None, dtype: torch.dtype) -> int:
     """How many Philox blocks make up a 128-bit access; 0 if a row may start inside a block."""
     per_block = 2 if dtype == torch.float64 else 4
-    if stream is None or any(n % per_block for n in (*stream.position, stream.draw or 0)):
+    if stream is None or any(n % per_block for n in (*stream.position, *stream.draw)):
         return 0
     return 2 if dtype.itemsize == 2 else 1
 

@@ -45,18 +45,18 @@ def row_offset(strides, row, form, VECTOR: tl.constexpr):
 def address(x, row, start, mask, form, draw, VECTOR: tl.constexpr):
     """Pointers to the tile; (ROWS, 1) if the operand is the same in all columns."""
     first = x.tensor + row_offset(x.outer, row, form, VECTOR)
-    if x.draw is not None:
-        first += tl.cast(draw, tl.int64) * x.draw
-    if x.inner is None:
+    if len(x.draw) > 0:
+        first += tl.cast(draw, tl.int64) * x.draw[0]
+    if len(x.inner) == 0:
         return first
     else:
-        return first + (start + tl.arange(0, mask.shape[1])[None, :]) * x.inner
+        return first + (start + tl.arange(0, mask.shape[1])[None, :]) * x.inner[0]
 
 
 @triton.jit
 def load(x, row, start, mask, form, T: tl.constexpr, VECTOR: tl.constexpr, draw=0):
     pointers = address(x, row, start, mask, form, draw, VECTOR)
-    if x.inner is None:
+    if len(x.inner) == 0:
         return tl.load(pointers).to(T)
     else:
         return tl.load(pointers, mask=mask, other=0.0).to(T)
@@ -75,9 +75,9 @@ def noise(
 ):  # fmt: skip
     """The tile's noise from a key, at each element's index in its stream."""
     key = stream.key
-    if stream.per_sample is not None:
+    if len(stream.per_sample) > 0:
         key += row_offset(stream.per_sample, row, form, 1)
     index = row_offset(stream.position, row, form, 1) + start
-    if stream.draw is not None:
-        index += tl.cast(draw, tl.int64) * stream.draw
+    if len(stream.draw) > 0:
+        index += tl.cast(draw, tl.int64) * stream.draw[0]
     return noise_tile(tl.load(key), tl.load(key + stream.word), index, COLUMNS, T, BLOCKS, NORMAL)
