@@ -353,11 +353,15 @@ std::tuple<Tensor, Tensor> rsample_kl(const Tensor& mu, const Tensor& logvar,
   return {z, out};
 }
 
-// The gradient of `like` if output_mask asks for it, else an empty tensor.
-Tensor gradient(const Optional& like, const Tensor& dtype_of, int64_t output_mask, int bit) {
-  return like && output_mask >> bit & 1
-             ? new_like(*like)
-             : torch::stable::new_empty(dtype_of, std::vector<int64_t>{0});
+// The gradient of `like` if output_mask asks for it, else an empty tensor. Zeros if no upstream
+// gradient reaches it: kernels then leave it alone.
+Tensor gradient(const Optional& like, const Tensor& dtype_of, int64_t output_mask, int bit,
+                bool reached = true) {
+  if (!like || !(output_mask >> bit & 1))
+    return torch::stable::new_empty(dtype_of, std::vector<int64_t>{0});
+  Tensor out = new_like(*like);
+  if (!reached) torch::stable::zero_(out);
+  return out;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rsample_kl_backward(
@@ -378,14 +382,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rsample_kl_backward(
   if (grad_kl) call.grad_kl = arguments.upstream(*grad_kl, call.reduction);
   const Tensor grad_mu = gradient(mu, mu, output_mask, 0);
   const Tensor grad_logvar = gradient(logvar, mu, output_mask, 1);
-  const Tensor grad_prior_mu = gradient(prior_mu, mu, output_mask, 2);
-  const Tensor grad_prior_logvar = gradient(prior_logvar, mu, output_mask, 3);
-  const Tensor grad_noise = gradient(noise, mu, output_mask, 4);
+  const Tensor grad_prior_mu = gradient(prior_mu, mu, output_mask, 2, grad_kl.has_value());
+  const Tensor grad_prior_logvar =
+      gradient(prior_logvar, mu, output_mask, 3, grad_kl.has_value());
+  const Tensor grad_noise = gradient(noise, mu, output_mask, 4, grad_z.has_value());
   if (output_mask & 1) call.grad_mu = arguments.view(grad_mu);
   if (output_mask & 2) call.grad_logvar = arguments.view(grad_logvar);
-  if (prior_mu && output_mask & 4) call.grad_prior_mu = arguments.view(grad_prior_mu);
-  if (prior_logvar && output_mask & 8) call.grad_prior_logvar = arguments.view(grad_prior_logvar);
-  if (noise && output_mask & 16) call.grad_noise = arguments.drawn(grad_noise, num_samples);
+  if (grad_kl && prior_mu && output_mask & 4) call.grad_prior_mu = arguments.view(grad_prior_mu);
+  if (grad_kl && prior_logvar && output_mask & 8)
+    call.grad_prior_logvar = arguments.view(grad_prior_logvar);
+  if (grad_z && noise && output_mask & 16) call.grad_noise = arguments.drawn(grad_noise, num_samples);
   if (mu.numel()) kernels().posterior_backward(call);
   return {grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar, grad_noise};
 }
