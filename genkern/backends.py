@@ -18,13 +18,9 @@ from torch import Tensor
 
 from genkern import _native
 from genkern._ops.checks import one_of
-from genkern._ops.op import BACKENDS, OPS, Args, Backend, Op, choosing
+from genkern._ops.op import BACKENDS, OPS, Args, Backend, Kernel, Op, choosing
 
 __all__ = ["explain", "use_backend"]
-
-
-def _device(args: Args) -> torch.device:
-    return next(a.device for a in args if isinstance(a, Tensor))
 
 
 class NativeBackend(Backend):
@@ -33,34 +29,37 @@ class NativeBackend(Backend):
     name = "native"
 
     def __init__(self) -> None:
-        self._kernels: dict[tuple[str, str], Callable[..., Any]] = {}
+        self._found: dict[tuple[str, str], Kernel] = {}
+        # The operators of the native libraries have no autograd of their own: pass through.
+        self._libraries: dict[str, torch.library.Library] = {}
 
-    def refuses(self, op: Op, args: Args) -> str | None:
-        device = _device(args).type
-        if (op.name, device) in self._kernels:
-            return None
+    def kernel(self, op: Op, args: Args) -> Kernel | str:
+        for a in args:
+            if isinstance(a, Tensor):
+                device = "cpu" if a.is_cpu else a.device.type
+                return self._found.get((op.name, device)) or self._find(op, device)
+        return "no argument is a tensor"
+
+    def _find(self, op: Op, device: str) -> Kernel | str:
         reason = _native.unavailable_reason(device)
         if reason is not None:
             return reason
+        namespace = f"_genkern_{device}"
         try:
-            kernel = getattr(getattr(torch.ops, f"_genkern_{device}"), op.name).default
+            kernel: Kernel = getattr(getattr(torch.ops, namespace), op.name).default
         except AttributeError:
             return f"libgenkern_{device}.so has no {op.name}"
-        self._kernels[op.name, device] = kernel
-        return None
-
-    def run(self, op: Op, args: Args) -> Any:
-        return self._kernels[op.name, _device(args).type](*args)
-
-
-def _triton_launch() -> ModuleType:
-    return importlib.import_module("genkern._triton.launch")
+        library = self._libraries.setdefault(namespace, torch.library.Library(namespace, "IMPL"))
+        library.impl(op.name, torch.library.fallthrough_kernel, "Autograd")
+        self._found[op.name, device] = kernel
+        return kernel
 
 
 @functools.cache
-def _triton_missing() -> str | None:
-    reason: str | None = _triton_launch().unavailable_reason()
-    return reason
+def _triton_launch() -> ModuleType | str:
+    """The module that launches Triton kernels, or why it cannot be used."""
+    launch = importlib.import_module("genkern._triton.launch")
+    return launch.unavailable_reason() or launch
 
 
 class TritonBackend(Backend):
@@ -68,22 +67,18 @@ class TritonBackend(Backend):
 
     name = "triton"
 
-    def refuses(self, op: Op, args: Args) -> str | None:
-        reason: str | None = _triton_missing() or _triton_launch().refuses(*args)
-        if reason is None and self._kernel(op) is None:
-            return f"there is no Triton kernel of {op.name}"
-        return reason
-
-    def run(self, op: Op, args: Args) -> Any:
-        kernel = self._kernel(op)
-        if kernel is None:
-            raise NotImplementedError(f"{op.name}: there is no Triton kernel")
-        return kernel(*args)
-
-    @staticmethod
-    def _kernel(op: Op) -> Callable[..., Any] | None:
+    def kernel(self, op: Op, args: Args) -> Kernel | str:
+        launch = _triton_launch()
+        if isinstance(launch, str):
+            return launch
+        reason: str | None = launch.refuses(*args)
+        if reason is not None:
+            return reason
         family = op.reference.__module__.rsplit(".", 1)[-1]
-        return getattr(importlib.import_module(f"genkern._triton.{family}"), op.name, None)
+        kernel: Kernel | None = getattr(
+            importlib.import_module(f"genkern._triton.{family}"), op.name, None
+        )
+        return kernel or f"there is no Triton kernel of {op.name}"
 
 
 BACKENDS[:0] = [NativeBackend(), TritonBackend()]

@@ -104,10 +104,10 @@ def _free_bits(function: str, free_bits: float) -> float:
 
 def _promoted(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in the dtype torch promotes them to: a copy where the dtypes differ."""
-    given = [t for t in tensors if t is not None]
-    if all(t.dtype == given[0].dtype for t in given):
+    dtypes = {t.dtype for t in tensors if t is not None}
+    if len(dtypes) == 1:
         return tensors
-    dtype = checks.promoted(given)
+    dtype = checks.promoted(t for t in tensors if t is not None)
     return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 

@@ -29,22 +29,26 @@ class Sample:
     args: Args
 
 
-class Backend:
-    """A source of kernels. Subclasses say in `refuses` what they cannot run.
+Kernel = Callable[..., Any]
 
-    `refuses` is a function of the arguments alone (and of what is installed): preferences belong
-    to `use_backend`.
+
+class Backend:
+    """A source of kernels.
+
+    What it refuses is a function of the arguments alone (and of what is installed): preferences
+    belong to `use_backend`.
     """
 
     name: str
 
-    def refuses(self, op: Op, args: Args) -> str | None:
-        """The reason why this backend cannot run the call, or None."""
+    def kernel(self, op: Op, args: Args) -> Kernel | str:
+        """The kernel for a call, or the reason why there is none."""
         raise NotImplementedError
 
-    def run(self, op: Op, args: Args) -> Any:
-        """Runs a call that `refuses` let pass."""
-        raise NotImplementedError
+    def refuses(self, op: Op, args: Args) -> str | None:
+        """The reason why this backend cannot run the call, or None."""
+        kernel = self.kernel(op, args)
+        return kernel if isinstance(kernel, str) else None
 
 
 class ReferenceBackend(Backend):
@@ -52,11 +56,8 @@ class ReferenceBackend(Backend):
 
     name = "reference"
 
-    def refuses(self, op: Op, args: Args) -> str | None:
-        return None
-
-    def run(self, op: Op, args: Args) -> Any:
-        return op.reference(*args)
+    def kernel(self, op: Op, args: Args) -> Kernel | str:
+        return op.reference
 
 
 # In the order of preference; genkern.backends inserts the others before the reference.
@@ -88,8 +89,7 @@ class _EagerFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, op: Op, *args: Any) -> Any:
         op._save(ctx, args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.overload(*args)
+        return op._route(*args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -116,8 +116,8 @@ class _FunctorchFunction(torch.autograd.Function):
         return op._vmap(info, in_dims[1:], *args)
 
 
-def _requires_grad(args: Args) -> bool:
-    return any(isinstance(a, Tensor) and a.requires_grad for a in args)
+# Types whose calls no one else wants to see.
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Op:
@@ -163,21 +163,30 @@ class Op:
                 qualname, self._registered_backward, setup_context=self._setup_context, lib=library
             )
         self.overload = getattr(torch.ops.genkern, self.name).default
-        names = [a.name for a in self.overload._schema.arguments]
-        self._saved = [saves is None or n in saves for n in names]
+        arguments = self.overload._schema.arguments
+        self._tensors = [i for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
+        self._saved = [i for i in self._tensors if saves is None or arguments[i].name in saves]
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
             return self.overload(*args)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             if self._formula is None:
                 return self.overload(*args)
             return _FunctorchFunction.apply(self, *args)  # type: ignore[no-untyped-call]
-        if self._formula and torch.is_grad_enabled() and _requires_grad(args):
+        needs_gradient = False
+        for i in self._tensors:
+            a = args[i]
+            if a is not None:
+                if type(a) not in _PLAIN or a.is_meta:
+                    return self.overload(*args)
+                needs_gradient |= a.requires_grad
+        if needs_gradient and self._formula is not None and torch.is_grad_enabled():
             return _EagerFunction.apply(self, *args)  # type: ignore[no-untyped-call]
-        with torch._C._AutoDispatchBelowAutograd():
-            return self.overload(*args)
+        # Plain tensors in plain eager: the dispatcher would only lead back here, at the price of
+        # two conversions of every argument.
+        return self._route(*args)
 
     def bytes_moved(self, *args: Any) -> int:
         """Bytes a call must read and write: each tensor once, an expanded dimension not at all."""
@@ -192,20 +201,22 @@ class Op:
     # ---- choosing a backend
 
     def _route(self, *args: Any) -> Any:
-        name = chosen_backend()
+        name = _chosen.get()
         if name is None:
             for backend in BACKENDS:
-                if backend.refuses(self, args) is None:
-                    return backend.run(self, args)
+                kernel = backend.kernel(self, args)
+                if not isinstance(kernel, str):
+                    return kernel(*args)
         names = [backend.name for backend in BACKENDS]
         if name not in names:
             raise ValueError(f"GENKERN_BACKEND must be one of {', '.join(names)}, got {name!r}")
-        backend = BACKENDS[names.index(name)]
-        if backend.refuses(self, args) is None:
-            return backend.run(self, args)
-        raise NotImplementedError(
-            f"{self.name}: the chosen backend {name!r} cannot run this call\n{self.explain(args)}"
-        )
+        kernel = BACKENDS[names.index(name)].kernel(self, args)
+        if isinstance(kernel, str):
+            raise NotImplementedError(
+                f"{self.name}: the chosen backend {name!r} cannot run this call\n"
+                f"{self.explain(args)}"
+            )
+        return kernel(*args)
 
     def explain(self, args: Args) -> str:
         """The call's tensors, and each backend's reason to refuse it, or 'ready', a line each."""
@@ -222,14 +233,13 @@ class Op:
     # ---- autograd: three ways in, one formula
 
     def _save(self, ctx: Any, args: Args) -> None:
-        tensors = [
-            a if keep and isinstance(a, Tensor) else None
-            for a, keep in zip(args, self._saved, strict=True)
-        ]
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*[args[i] for i in self._saved])
         ctx.set_materialize_grads(False)
         ctx.op = self
-        ctx.constants = [None if isinstance(a, Tensor) else a for a in args]
+        constants = list(args)
+        for i in self._tensors:
+            constants[i] = None
+        ctx.constants = constants
         # Backward may run on another thread, which does not see this context's choice.
         ctx.backend = _chosen.get()
 
@@ -238,13 +248,13 @@ class Op:
     ) -> tuple[Tensor | None, ...]:
         if self._formula is None or all(g is None for g in grads):
             return (None,) * len(needs)
-        args = tuple(
-            c if t is None else t for t, c in zip(ctx.saved_tensors, ctx.constants, strict=True)
-        )
+        args = list(ctx.constants)
+        for i, saved in zip(self._saved, ctx.saved_tensors, strict=True):
+            args[i] = saved
         if ctx.backend == _chosen.get():
-            return self._formula(args, needs, *grads)
+            return self._formula(tuple(args), needs, *grads)
         with choosing(ctx.backend):
-            return self._formula(args, needs, *grads)
+            return self._formula(tuple(args), needs, *grads)
 
     def _setup_context(self, ctx: Any, inputs: Args, output: Any) -> None:
         self._save(ctx, inputs)
