@@ -35,8 +35,11 @@ def skip_unless_usable(backend: Backend) -> None:
     skip_if_refused(backend, OPS["bernoulli_nll"], (x, x, 0))
 
 
-def backend_named(name: str) -> Backend:
-    return next(b for b in BACKENDS if b.name == name)
+def run(backend: Backend, op: Op, args: tuple[Any, ...]) -> Any:
+    """A call of this backend alone: no routing, no autograd."""
+    kernel = backend.kernel(op, args)
+    assert not isinstance(kernel, str), kernel
+    return kernel(*args)
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from support import (
     fake_outputs,
     outputs,
     randn,
+    run,
     same_bits,
     skip_if_refused,
     threads,
@@ -44,7 +45,7 @@ def _layout(x: Tensor):
 
 def _problem(op, backend, args, dtype) -> str | None:
     before = [a.clone() if isinstance(a, Tensor) else None for a in args]
-    result = outputs(backend.run(op, args))
+    result = outputs(run(backend, op, args))
     for arg, copy in zip(args, before, strict=True):
         if copy is not None and not same_bits(arg, copy):
             return "an input was changed"
@@ -109,6 +110,6 @@ def test_same_bits_for_any_number_of_threads(op, backend):
         results = []
         for count in (1, 2, 3):
             with threads(count):
-                results.append(outputs(backend.run(op, args)))
+                results.append(outputs(run(backend, op, args)))
         for other in results[1:]:
             assert all(map(same_bits, results[0], other)), args[-1]
