@@ -287,8 +287,12 @@ class Op:
 
     def _vmap(self, info: Any, in_dims: Args, *args: Any) -> tuple[Any, Any]:
         """One call an example: an operator is a function of its arguments alone, keys included."""
+        # A list of sizes has a list of Nones for its dimension.
+        pairs = [
+            (a, d if isinstance(a, Tensor) else None) for a, d in zip(args, in_dims, strict=True)
+        ]
         results = [
-            self(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+            self(*(a if d is None else a.select(d, i) for a, d in pairs))
             for i in range(info.batch_size)
         ]
         if isinstance(results[0], tuple):
