@@ -63,14 +63,11 @@ class ReferenceBackend(Backend):
 # In the order of preference; genkern.backends inserts the others before the reference.
 BACKENDS: list[Backend] = [ReferenceBackend()]
 
+# The name of the chosen backend; None for the first that can. The variable is read once, since
+# every call asks.
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar(
-    "genkern_backend", default=None
+    "genkern_backend", default=os.environ.get("GENKERN_BACKEND") or None
 )
-
-
-def chosen_backend() -> str | None:
-    """The backend `use_backend` or GENKERN_BACKEND asks for, or None for the first that can."""
-    return _chosen.get() or os.environ.get("GENKERN_BACKEND") or None
 
 
 @contextlib.contextmanager
