@@ -207,7 +207,7 @@ struct PosteriorNumbers {
 };
 
 template <class T, bool kPrior>
-GENKERN_HD Kl<T> divergence(T mu, T l, T sigma, T m2, T lv2) {
+GENKERN_HD Kl<T> divergence(T mu, T l, T sigma, [[maybe_unused]] T m2, [[maybe_unused]] T lv2) {
   if constexpr (kPrior) {
     return kl_prior(mu, l, m2, lv2);
   } else {
@@ -216,20 +216,24 @@ GENKERN_HD Kl<T> divergence(T mu, T l, T sigma, T m2, T lv2) {
 }
 
 template <class T, bool kPrior, bool kZ, bool kKl>
-void posterior_loop(const PosteriorNumbers<T>& c, int64_t n, const T* __restrict mu,
+void posterior_loop(const Posterior& call, int64_t n, const T* __restrict mu,
                     const T* __restrict logvar, const T* __restrict m2, const T* __restrict lv2,
                     const T* __restrict eps, T* __restrict z, T* __restrict kl) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const T l = c.clamp(logvar[i]);
-    const T sigma = kZ || !kPrior ? standard_deviation(l) : T(0);
-    if constexpr (kZ) z[i] = reparameterise(mu[i], sigma, eps[i]);
-    if constexpr (kKl) {
-      const Kl<T> d =
-          divergence<T, kPrior>(mu[i], l, sigma, kPrior ? m2[i] : T(0), kPrior ? lv2[i] : T(0));
-      kl[i] = with_free_bits(d.value, c.free_bits);
+  for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    const PosteriorNumbers<V> c(call);
+    const V m = load_vector<V>(mu + i);
+    const V l = c.clamp(load_vector<V>(logvar + i));
+    const V sigma = kZ || !kPrior ? standard_deviation(l) : V(0.0f);
+    if constexpr (kZ) {
+      store_vector(z + i, reparameterise(m, sigma, load_vector<V>(eps + i)));
     }
-  }
+    if constexpr (kKl) {
+      const Kl<V> d = divergence<V, kPrior>(m, l, sigma, load_vector<V>(m2 + (kPrior ? i : 0)),
+                                            load_vector<V>(lv2 + (kPrior ? i : 0)));
+      store_vector(kl + i, with_free_bits(d.value, c.free_bits));
+    }
+  });
 }
 
 // Tensors of a posterior call, in one order for Dims and for Access.
@@ -292,13 +296,12 @@ template <class S, bool kPrior, bool kZ, bool kKl>
 void posterior_typed(const Posterior& call) {
   using T = typename Arithmetic<S>::T;
   const PosteriorAccess<S> a(call);
-  const PosteriorNumbers<T> constants(call);
   const int64_t size = total(call.shape);
   const Cut cut(size, call.shape.samples, kKl ? call.reduction : Reduction::kNone);
   const bool reduce = kKl && call.reduction != Reduction::kNone;
   for_units(call, cut, call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
     alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], z_[kChunk], kl_[kChunk];
-    alignas(64) T m2_[kPrior ? kChunk : 1], lv2_[kPrior ? kChunk : 1];
+    alignas(64) T m2_[kPrior ? kChunk : Step<T>::kWidth], lv2_[kPrior ? kChunk : Step<T>::kWidth];
     if constexpr (kPrior) {
       fill_constant(static_cast<T>(call.prior_mu_value), m2_);
       fill_constant(static_cast<T>(call.prior_logvar_value), lv2_);
@@ -323,7 +326,7 @@ void posterior_typed(const Posterior& call) {
           }
           z = a.z().target(start, n, z_, draw);
         }
-        posterior_loop<T, kPrior, kZ, kKl>(constants, n, mu, logvar, m2, lv2, eps, z, kl);
+        posterior_loop<T, kPrior, kZ, kKl>(call, n, mu, logvar, m2, lv2, eps, z, kl);
         if constexpr (kZ) a.z().write(start, n, z, z_, draw);
       }
       if constexpr (kKl) {
@@ -381,53 +384,56 @@ void posterior(const Posterior& call) {
 }
 
 template <class T, bool kPrior, bool kZ, bool kKl>
-void posterior_backward_loop(const PosteriorNumbers<T>& c, T kl_scale, int64_t n,
+void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
                              const T* __restrict mu, const T* __restrict logvar,
                              const T* __restrict m2, const T* __restrict lv2,
                              const T* __restrict gz, const T* __restrict gz_eps,
                              const T* __restrict gkl, T* __restrict grad_mu,
                              T* __restrict grad_logvar, T* __restrict grad_m2,
                              T* __restrict grad_lv2, T* __restrict sigmas) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const T l = c.clamp(logvar[i]);
-    const T sigma = kZ || !kPrior ? standard_deviation(l) : T(0);
-    T along_mu = T(0), along_logvar = T(0);
+  for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    const PosteriorNumbers<V> c(call);
+    const V raw = load_vector<V>(logvar + i);
+    const V l = c.clamp(raw);
+    const V sigma = kZ || !kPrior ? standard_deviation(l) : V(0.0f);
+    V along_mu = V(0.0f), along_logvar = V(0.0f);
     if constexpr (kZ) {
-      along_mu = gz[i];
-      along_logvar = T(0.5) * sigma * gz_eps[i];
-      sigmas[i] = sigma;
+      along_mu = load_vector<V>(gz + i);
+      along_logvar = V(0.5f) * sigma * load_vector<V>(gz_eps + i);
+      store_vector(sigmas + i, sigma);
     }
     if constexpr (kKl) {
-      const Kl<T> d =
-          divergence<T, kPrior>(mu[i], l, sigma, kPrior ? m2[i] : T(0), kPrior ? lv2[i] : T(0));
-      const T g = gkl[i] * kl_scale * free_bits_gradient(d.value, c.free_bits);
+      const Kl<V> d = divergence<V, kPrior>(load_vector<V>(mu + i), l, sigma,
+                                            load_vector<V>(m2 + (kPrior ? i : 0)),
+                                            load_vector<V>(lv2 + (kPrior ? i : 0)));
+      const V g = load_vector<V>(gkl + i) * V(static_cast<T>(kl_scale)) *
+                  free_bits_gradient(d.value, c.free_bits);
       along_mu = madd(g, d.mu, along_mu);
       along_logvar = madd(g, d.logvar, along_logvar);
       if constexpr (kPrior) {
-        grad_m2[i] = -g * d.mu;
-        grad_lv2[i] = g * d.prior_logvar;
+        store_vector(grad_m2 + i, -g * d.mu);
+        store_vector(grad_lv2 + i, g * d.prior_logvar);
       }
     }
-    grad_mu[i] = along_mu;
-    grad_logvar[i] = along_logvar * c.clamp.gradient(logvar[i]);
-  }
+    store_vector(grad_mu + i, along_mu);
+    store_vector(grad_logvar + i, along_logvar * c.clamp.gradient(raw));
+  });
 }
 
 template <class S, bool kPrior, bool kZ, bool kKl>
 void posterior_backward_typed(const Posterior& call) {
   using T = typename Arithmetic<S>::T;
   const PosteriorAccess<S> a(call);
-  const PosteriorNumbers<T> constants(call);
   const int64_t size = total(call.shape);
   const Cut cut(size, 1, Reduction::kNone);
-  const T kl_scale = static_cast<T>(scale(call));
+  const double kl_scale = scale(call);
   // A gradient with respect to z alone along mu asks for no noise.
   const bool along_eps = call.grad_logvar.data != nullptr;
   for_units(call, cut, call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
     alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], gz_[kChunk], gkl_[kChunk];
     alignas(64) T total_[kChunk], gz_eps[kChunk], sigma[kChunk];
-    alignas(64) T m2_[kPrior ? kChunk : 1], lv2_[kPrior ? kChunk : 1];
+    alignas(64) T m2_[kPrior ? kChunk : Step<T>::kWidth], lv2_[kPrior ? kChunk : Step<T>::kWidth];
     alignas(64) T out_[4][kChunk];
     if constexpr (kPrior) {
       fill_constant(static_cast<T>(call.prior_mu_value), m2_);
@@ -472,7 +478,7 @@ void posterior_backward_typed(const Posterior& call) {
       for (int v = 0; v < 4; ++v) {
         out[v] = a.access[9 + v] ? a.access[9 + v].target(start, n, out_[v]) : out_[v];
       }
-      posterior_backward_loop<T, kPrior, kZ, kKl>(constants, kl_scale, n, mu, logvar, m2, lv2, gz,
+      posterior_backward_loop<T, kPrior, kZ, kKl>(call, kl_scale, n, mu, logvar, m2, lv2, gz,
                                                   gz_eps, gkl, out[0], out[1], out[2], out[3],
                                                   sigma);
       for (int v = 0; v < 4; ++v) {
@@ -593,25 +599,31 @@ struct LikelihoodAccess {
 };
 
 template <class Kind, class T>
-void value_loop(const typename Kind::template Constants<T>& c, int64_t n, const T* __restrict a,
-                const T* __restrict b, const T* __restrict l, T* __restrict out) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] = Kind::template value<T>(c, a[i], b[i], l[i]);
+void value_loop(const Likelihood& call, int64_t n, const T* __restrict a, const T* __restrict b,
+                const T* __restrict l, T* __restrict out) {
+  for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    const typename Kind::template Constants<V> c(call);
+    store_vector(out + i, Kind::template value<V>(c, load_vector<V>(a + i), load_vector<V>(b + i),
+                                                  load_vector<V>(l + i)));
+  });
 }
 
 template <class Kind, class T>
-void gradient_loop(const typename Kind::template Constants<T>& c, T scale, int64_t n,
-                   const T* __restrict a, const T* __restrict b, const T* __restrict l,
-                   const T* __restrict g, T* __restrict first, T* __restrict second,
-                   T* __restrict third) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    T x = T(0), y = T(0), z = T(0);
-    Kind::template gradients<T>(c, a[i], b[i], l[i], g[i] * scale, x, y, z);
-    first[i] = x;
-    second[i] = y;
-    third[i] = z;
-  }
+void gradient_loop(const Likelihood& call, double scale, int64_t n, const T* __restrict a,
+                   const T* __restrict b, const T* __restrict l, const T* __restrict g,
+                   T* __restrict first, T* __restrict second, T* __restrict third) {
+  for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    const typename Kind::template Constants<V> c(call);
+    V x = V(0.0f), y = V(0.0f), z = V(0.0f);
+    Kind::template gradients<V>(c, load_vector<V>(a + i), load_vector<V>(b + i),
+                                load_vector<V>(l + i),
+                                load_vector<V>(g + i) * V(static_cast<T>(scale)), x, y, z);
+    store_vector(first + i, x);
+    store_vector(second + i, y);
+    store_vector(third + i, z);
+  });
 }
 
 template <class Kind>
@@ -621,7 +633,6 @@ void likelihood(const Likelihood& call) {
     using S = decltype(storage);
     using T = typename Arithmetic<S>::T;
     const LikelihoodAccess<S> a(call);
-    const typename Kind::template Constants<T> constants(call);
     const Cut cut(total(call.shape), call.shape.samples, call.reduction);
     const bool reduce = call.reduction != Reduction::kNone;
     for_units(call, cut, kGrain, [&](int64_t begin, int64_t end) {
@@ -634,7 +645,7 @@ void likelihood(const Likelihood& call) {
         const T* x = a.access[1].read(start, n, x_);
         const T* logvar = a.access[2] ? a.access[2].read(start, n, logvar_) : logvar_;
         T* out = reduce ? out_ : a.access[3].target(start, n, out_);
-        value_loop<Kind>(constants, n, x_hat, x, logvar, out);
+        value_loop<Kind>(call, n, x_hat, x, logvar, out);
         if (reduce) {
           partial_sums(cut, unit, out, call.partials);
         } else {
@@ -652,9 +663,8 @@ void likelihood_backward(const Likelihood& call) {
     using S = decltype(storage);
     using T = typename Arithmetic<S>::T;
     const LikelihoodAccess<S> a(call);
-    const typename Kind::template Constants<T> constants(call);
     const Cut cut(total(call.shape), 1, Reduction::kNone);
-    const T factor = static_cast<T>(scale(call));
+    const double factor = scale(call);
     for_units(call, cut, kGrain, [&](int64_t begin, int64_t end) {
       alignas(64) T x_hat_[kChunk], x_[kChunk], logvar_[kChunk], grad_[kChunk], out_[3][kChunk];
       fill_constant(T(0), logvar_);
@@ -669,7 +679,7 @@ void likelihood_backward(const Likelihood& call) {
         for (int v = 0; v < 3; ++v) {
           out[v] = a.access[5 + v] ? a.access[5 + v].target(start, n, out_[v]) : out_[v];
         }
-        gradient_loop<Kind>(constants, factor, n, x_hat, x, logvar, grad, out[0], out[1], out[2]);
+        gradient_loop<Kind>(call, factor, n, x_hat, x, logvar, grad, out[0], out[1], out[2]);
         for (int v = 0; v < 3; ++v) {
           if (a.access[5 + v]) a.access[5 + v].write(start, n, out[v], out_[v]);
         }

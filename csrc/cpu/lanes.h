@@ -17,6 +17,7 @@
 #include <immintrin.h>
 #endif
 
+#include "genkern/math.h"
 #include "genkern/normal.h"
 
 namespace genkern::GENKERN_CAPABILITY {
@@ -27,7 +28,7 @@ struct Lanes {
   using F = __m512;
   typedef uint32_t U __attribute__((vector_size(64)));
   using Wide = __m512i;
-  static constexpr int kBlocks = 8;
+  static constexpr int kBlocks = 8, kFloats = 16;
   // Ten rounds are one chain of dependent multiplications; batches in flight hide their latency.
   static constexpr int kUnroll = 4;
 
@@ -55,6 +56,14 @@ struct Lanes {
   static F select(U mask, F a, F b) {
     return _mm512_mask_blend_ps(_mm512_movepi32_mask(reinterpret_cast<Wide>(mask)), a, b);
   }
+  static F select_less(F a, F b, F x, F y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+  }
+  // Where one operand is NaN these instructions give the second.
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F load(const float* in) { return _mm512_loadu_ps(in); }
+  static void store(float* out, F x) { _mm512_storeu_ps(out, x); }
   static void interleave(F a, F b, float* out) {
     _mm512_storeu_ps(out, _mm512_unpacklo_ps(a, b));
     _mm512_storeu_ps(out + 16, _mm512_unpackhi_ps(a, b));
@@ -67,7 +76,7 @@ struct Lanes {
   using F = __m256;
   typedef uint32_t U __attribute__((vector_size(32)));
   using Wide = __m256i;
-  static constexpr int kBlocks = 4;
+  static constexpr int kBlocks = 4, kFloats = 8;
   // Two batches in flight fill the sixteen registers.
   static constexpr int kUnroll = 2;
 
@@ -109,6 +118,14 @@ struct Lanes {
   static F select(U mask, F a, F b) {
     return _mm256_blendv_ps(a, b, reinterpret_cast<F>(mask));
   }
+  static F select_less(F a, F b, F x, F y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+  }
+  // Where one operand is NaN these instructions give the second.
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F load(const float* in) { return _mm256_loadu_ps(in); }
+  static void store(float* out, F x) { _mm256_storeu_ps(out, x); }
   static void interleave(F a, F b, float* out) {
     _mm256_storeu_ps(out, _mm256_unpacklo_ps(a, b));
     _mm256_storeu_ps(out + 8, _mm256_unpackhi_ps(a, b));
@@ -126,8 +143,18 @@ struct Lanes {
 
 template <class V, int N>
 struct Pack {
+  Pack() = default;
+  explicit GENKERN_HD Pack(float x) {
+    for (int i = 0; i < N; ++i) v[i] = Lanes::broadcast(x);
+  }
   V v[N];
 };
+template <class V, int N>
+GENKERN_HD Pack<V, N> operator-(Pack<V, N> a) {
+  Pack<V, N> out;
+  for (int i = 0; i < N; ++i) out.v[i] = -a.v[i];
+  return out;
+}
 #define GENKERN_PACK_OPERATOR(op)                                           \
   template <class V, int N>                                                 \
   GENKERN_HD Pack<V, N> operator op(Pack<V, N> a, Pack<V, N> b) {           \
@@ -144,6 +171,7 @@ struct Pack {
 GENKERN_PACK_OPERATOR(+)
 GENKERN_PACK_OPERATOR(-)
 GENKERN_PACK_OPERATOR(*)
+GENKERN_PACK_OPERATOR(/)
 GENKERN_PACK_OPERATOR(&)
 GENKERN_PACK_OPERATOR(^)
 GENKERN_PACK_OPERATOR(<<)
@@ -175,8 +203,85 @@ struct PackLanes {
   static GENKERN_HD F select(U mask, F a, F b) { return each<F>(L::select, mask, a, b); }
 };
 
+// The primitives of math.h for vectors of floats. (Declared here, they would hide those for numbers.)
+using genkern::at_least;
+using genkern::at_most;
+using genkern::clamp;
+using genkern::exp;
+using genkern::madd;
+using genkern::magnitude;
+using genkern::select_less;
+
+using Floats = Pack<Lanes::F, 2>;
+using FloatsLanes = PackLanes<Lanes, 2>;
+
+GENKERN_HD Floats madd(Floats a, Floats b, Floats c) { return FloatsLanes::fma(a, b, c); }
+GENKERN_HD Floats select_less(Floats a, Floats b, Floats x, Floats y) {
+  return FloatsLanes::each<Floats>(Lanes::select_less, a, b, x, y);
+}
+GENKERN_HD Floats at_least(Floats x, Floats low) {
+  return FloatsLanes::each<Floats>(Lanes::max, low, x);
+}
+GENKERN_HD Floats at_most(Floats x, Floats high) {
+  return FloatsLanes::each<Floats>(Lanes::min, high, x);
+}
+GENKERN_HD Floats clamp(Floats x, Floats low, Floats high) {
+  return at_most(at_least(x, low), high);
+}
+GENKERN_HD Floats magnitude(Floats x) {
+  return FloatsLanes::as_float(FloatsLanes::as_uint(x) & 0x7fffffffu);
+}
+GENKERN_HD Floats exp(Floats x) { return exp_single<FloatsLanes>(x); }
+
 #pragma GCC diagnostic pop
 
 #endif
+
+template <class V>
+struct Number {
+  using T = V;
+};
+
+// What a loop over T works on at a time: a number, or vectors of floats.
+template <class T>
+struct Step {
+  using V = T;
+  static constexpr int kWidth = 1;
+};
+template <class V, class T>
+GENKERN_HD V load_vector(const T* in) {
+  return *in;
+}
+GENKERN_HD void store_vector(float* out, float x) { *out = x; }
+GENKERN_HD void store_vector(double* out, double x) { *out = x; }
+
+#if defined(__AVX2__)
+template <>
+struct Step<float> {
+  using V = Floats;
+  static constexpr int kWidth = 2 * Lanes::kFloats;
+};
+template <>
+GENKERN_HD Floats load_vector<Floats, float>(const float* in) {
+  Floats out;
+  for (int i = 0; i < 2; ++i) out.v[i] = Lanes::load(in + i * Lanes::kFloats);
+  return out;
+}
+GENKERN_HD void store_vector(float* out, Floats x) {
+  for (int i = 0; i < 2; ++i) Lanes::store(out + i * Lanes::kFloats, x.v[i]);
+}
+#endif
+
+// Calls f with the type to work on and an offset: vectors over [0, n), then the rest by numbers.
+template <class T, class F>
+GENKERN_HD void for_steps(int64_t n, const F& f) {
+  using V = typename Step<T>::V;
+  int64_t i = 0;
+  if constexpr (Step<T>::kWidth > 1) {
+    for (; i + Step<T>::kWidth <= n; i += Step<T>::kWidth) f(Number<V>(), i);
+  }
+#pragma GCC ivdep
+  for (int64_t j = i; j < n; ++j) f(Number<T>(), j);
+}
 
 }  // namespace genkern::GENKERN_CAPABILITY

@@ -32,23 +32,51 @@ __device__ inline double sum_threads(double x) {
   return x;
 }
 
+// The one stream of all slots. Every thread of the block calls it. Through shared memory: sums it
+// knows, the compiler would work out again in every slot to save registers.
+template <class PlanType>
+__device__ Stream flat_stream(const PlanType& plan) {
+  struct alignas(16) Shared {
+    RoundKey keys[kPhiloxRounds];
+  };
+  __shared__ Shared shared;
+  const Key key = plan.key_at(0);
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  if (thread < kPhiloxRounds) shared.keys[thread] = round_key(key.seed, thread);
+  __syncthreads();
+  Stream stream;
+#pragma unroll
+  for (int r = 0; r < kPhiloxRounds; ++r) stream.keys[r] = shared.keys[r];
+  stream.offset = key.offset;
+  return stream;
+}
+
 template <class Body, class T, Walk kWalk>
 __global__ void __launch_bounds__(kThreads, 1)
     run(const __grid_constant__ Plan<Body::kTensors> plan, const __grid_constant__ Body body) {
   using Position = typename PositionOf<kWalk, Pack<T>::kLanes, Plan<Body::kTensors>>::type;
+  using SlotType = Slot<T, Position, Plan<Body::kTensors>>;
   const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   double total = 0;
+  const auto visit = [&](const auto& slot) {
+    if constexpr (Body::kSums) {
+      total += body(slot);
+    } else {
+      body(slot);
+    }
+  };
+  Stream stream;
+  if constexpr (Body::kDraws && kWalk == Walk::kFlat) stream = flat_stream(plan);
   if (sample < plan.samples) {
+    const int64_t first = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
     const int64_t step = static_cast<int64_t>(gridDim.y) * blockDim.x;
 #pragma unroll 1
-    for (int64_t i = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x; i < plan.slots;
-         i += step) {
-      const Slot<T, Position, Plan<Body::kTensors>> slot(plan, sample, i);
-      if constexpr (Body::kSums) {
-        total += body(slot);
-      } else {
-        body(slot);
-      }
+    for (int64_t i = first; i < plan.slots; i += step) visit(SlotType(plan, stream, sample, i));
+    if constexpr (kWalk == Walk::kFlat) {
+      using Single = FlatPosition<1, Plan<Body::kTensors>>;
+#pragma unroll 1
+      for (int64_t i = first; i < plan.tail; i += step)
+        visit(Slot<T, Single, Plan<Body::kTensors>>(plan, stream, sample, plan.row - plan.tail + i));
     }
   }
   if constexpr (Body::kSums) {
@@ -103,7 +131,7 @@ void launch(Planner<Body::kTensors>& planner, const Body& body, const torch::sta
   constexpr int kLanes = Pack<T>::kLanes;
   const Walk walk = planner.build(order.loop_repeats, order.by_sample, kLanes, kBlockElements<Acc>);
   Plan<Body::kTensors>& plan = planner.plan;
-  if (plan.samples == 0 || (plan.slots == 0 && !plan.result)) return;
+  if (plan.samples == 0 || (plan.slots + plan.tail == 0 && !plan.result)) return;
 
   dim3 threads(kThreads);
   if (order.by_sample)
@@ -113,7 +141,8 @@ void launch(Planner<Body::kTensors>& planner, const Body& body, const torch::sta
   const int64_t passes = std::max<int64_t>(ceil_divide(plan.slots, threads.x), 1);
   torch::stable::Tensor scratch;
   if (!plan.result) {
-    blocks.y = std::min<int64_t>(passes, 65535);
+    // 4096 blocks keep a GPU evenly busy; beyond, up to eight slots a thread pay for its start.
+    blocks.y = std::min<int64_t>({passes, std::max<int64_t>(4096, (passes + 7) / 8), 65535});
   } else {
     // Up to four passes of one block are quicker than a second launch. Beyond, 256 blocks keep a
     // GPU busy, eight slots a thread pay for the sum over a block, and more than 2048 blocks would

@@ -2,40 +2,10 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/ops.h"
+#include "genkern/schemas.h"
 
 STABLE_TORCH_LIBRARY(_genkern_cuda, m) {
-  m.def("normal(Tensor key, SymInt[] shape, ScalarType dtype) -> Tensor");
-  m.def("uniform(Tensor key, SymInt[] shape, ScalarType dtype) -> Tensor");
-  m.def("split(Tensor key, SymInt num) -> Tensor");
-  m.def("fold_in(Tensor key, Tensor data) -> Tensor");
-  m.def(
-      "rsample(Tensor mu, Tensor logvar, Tensor? key, Tensor? noise, SymInt? num_samples, "
-      "float logvar_min, float logvar_max) -> Tensor");
-  m.def(
-      "kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, float prior_mu_value, "
-      "float prior_logvar_value, float free_bits, float logvar_min, float logvar_max, "
-      "int reduction) -> Tensor");
-  m.def(
-      "rsample_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor? key, "
-      "Tensor? noise, float prior_mu_value, float prior_logvar_value, float free_bits, "
-      "float logvar_min, float logvar_max, int reduction) -> (Tensor, Tensor)");
-  m.def(
-      "rsample_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, "
-      "Tensor? prior_mu, Tensor? prior_logvar, Tensor? key, Tensor? noise, SymInt? num_samples, "
-      "float prior_mu_value, float prior_logvar_value, float free_bits, float logvar_min, "
-      "float logvar_max, int reduction, int output_mask) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("bernoulli_nll(Tensor logits, Tensor x, int reduction) -> Tensor");
-  m.def(
-      "bernoulli_nll_backward(Tensor grad, Tensor logits, Tensor x, int reduction, "
-      "int output_mask) -> (Tensor, Tensor)");
-  m.def(
-      "gaussian_nll(Tensor x_hat, Tensor x, Tensor? logvar, float sigma, float logvar_min, "
-      "float logvar_max, int reduction) -> Tensor");
-  m.def(
-      "gaussian_nll_backward(Tensor grad, Tensor x_hat, Tensor x, Tensor? logvar, float sigma, "
-      "float logvar_min, float logvar_max, int reduction, int output_mask) "
-      "-> (Tensor, Tensor, Tensor)");
+  for (const char* schema : genkern::kSchemas) m.def(schema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(_genkern_cuda, CUDA, m) {

@@ -1,4 +1,4 @@
-// The operators of libgenkern_cuda: kernels of the schemas in library.cu.
+// The operators of libgenkern_cuda: their schemas are in genkern/schemas.h.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "genkern/philox.h"
+
 namespace genkern::cuda {
 
 // After joining. More dimensions than this, none of which can be joined, are refused.
@@ -58,6 +60,7 @@ struct Plan {
   double divisor = 1;
 
   int64_t samples = 1, repeats = 1, slots = 0, row = 1;
+  int64_t tail = 0;        // Walk::kFlat: elements after the last whole slot
   int outer_dims = 0;  // the first one varies fastest
   Divisor row_slots, outer[kMaxDims];
   bool aligned = false;  // every row of every tensor starts at a multiple of 16 bytes
@@ -65,6 +68,12 @@ struct Plan {
   int64_t row_stride[kOperands] = {};
   int64_t sample_stride[kOperands] = {};
   int64_t repeat_stride[kOperands] = {};
+
+#if defined(__CUDACC__)
+  __device__ Key key_at(int64_t offset) const {
+    return {key[offset], key[offset + key_word_stride]};
+  }
+#endif
 };
 
 // Collects operands over a logical shape, then lays out the walk.
@@ -145,8 +154,10 @@ class Planner {
       return Walk::kElements;
     }
     lay_out(lanes);
-    const bool flat = dims_.size() == 1 && plan.samples == 1 && plan.repeats == 1;
-    return flat ? Walk::kFlat : Walk::kRows;
+    if (!is_flat()) return Walk::kRows;
+    plan.slots = plan.row / lanes;
+    plan.tail = plan.row % lanes;
+    return Walk::kFlat;
   }
 
   Plan<kTensors> plan;
@@ -219,6 +230,13 @@ class Planner {
     if (row.size == 1) return !plan.key || lanes == 1;
     if (row.stride[kScale] != 0 || row.stride[kKey] != 0) return false;
     return !plan.key || (row.stride[kIndex] == 1 && steps_divide(kIndex, block));
+  }
+
+  bool is_flat() const {
+    if (dims_.size() > 1 || plan.samples != 1 || plan.repeats != 1 || !plan.aligned) return false;
+    for (int o = 0; o < kTensors; ++o)
+      if (plan.tensor[o] && plan.row > 1 && plan.row_stride[o] != 1) return false;
+    return true;
   }
 
   void lay_out(int lanes) {

@@ -8,26 +8,31 @@
 
 namespace genkern::cuda {
 
-// One row is all there is, as with contiguous or channels-last tensors.
+// One aligned row is all there is, and every tensor runs along it, as contiguous or channels-last
+// ones do. A slot is whole: the row's last few elements are slots of one lane.
 template <int kLaneCount, class PlanType>
 class FlatPosition {
  public:
   static constexpr int kLanes = kLaneCount;
+  static constexpr bool kFlat = true;
 
-  __device__ FlatPosition(const PlanType& plan, int64_t, int64_t slot)
-      : plan_(plan), column_(slot * kLanes) {}
+  __device__ FlatPosition(const PlanType&, int64_t, int64_t slot) : slot_(slot) {}
 
   __device__ int64_t repeats() const { return 1; }
-  __device__ int64_t column() const { return column_; }
+  __device__ int64_t column() const { return slot_ * kLanes; }
   __device__ int64_t offset(int operand, int64_t) const {
-    if (operand == PlanType::kKey || operand == PlanType::kScale) return 0;
-    if (operand == PlanType::kIndex) return column_;
-    return plan_.row_stride[operand] != 0 ? column_ : 0;
+    return operand == PlanType::kKey || operand == PlanType::kScale ? 0 : column();
+  }
+  // The Philox block of a lane. Not of the element: the compiler cannot know that slot * kLanes
+  // does not overflow.
+  template <int kBlock>
+  __device__ uint64_t block(int64_t, int lane) const {
+    if constexpr (kLanes == 1) return static_cast<uint64_t>(slot_) / kBlock;
+    return static_cast<uint64_t>(slot_) * (kLanes / kBlock) + lane / kBlock;
   }
 
  private:
-  const PlanType& plan_;
-  int64_t column_;
+  int64_t slot_;
 };
 
 // Rows in up to two more dimensions, samples and repeats. Offsets are worked out where they are
@@ -36,6 +41,7 @@ template <int kLaneCount, class PlanType>
 class RowPosition {
  public:
   static constexpr int kLanes = kLaneCount;
+  static constexpr bool kFlat = false;
 
   __device__ RowPosition(const PlanType& plan, int64_t sample, int64_t slot)
       : plan_(plan), sample_(sample), first_(plan.row_slots.quotient(slot)) {
@@ -52,6 +58,11 @@ class RowPosition {
            sample_ * plan_.sample_stride[operand] + repeat * plan_.repeat_stride[operand];
   }
 
+  template <int kBlock>
+  __device__ uint64_t block(int64_t repeat, int lane) const {
+    return static_cast<uint64_t>(offset(PlanType::kIndex, repeat) + lane) / kBlock;
+  }
+
  private:
   const PlanType& plan_;
   int64_t sample_, first_, second_, column_;
@@ -62,6 +73,7 @@ template <class PlanType>
 class ElementPosition {
  public:
   static constexpr int kLanes = 1;
+  static constexpr bool kFlat = false;
 
   __device__ ElementPosition(const PlanType& plan, int64_t sample, int64_t slot) : plan_(plan) {
     uint64_t outer = plan.row_slots.quotient(slot);
@@ -84,6 +96,11 @@ class ElementPosition {
   __device__ int64_t column() const { return column_; }
   __device__ int64_t offset(int operand, int64_t repeat) const {
     return offset_[operand] + repeat * plan_.repeat_stride[operand];
+  }
+
+  template <int kBlock>
+  __device__ uint64_t block(int64_t repeat, int lane) const {
+    return static_cast<uint64_t>(offset(PlanType::kIndex, repeat) + lane) / kBlock;
   }
 
  private:

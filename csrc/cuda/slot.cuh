@@ -34,6 +34,20 @@ struct alignas(16) Pack {
   T lane[kLanes];
 };
 
+template <class T, int kLanes>
+__device__ __forceinline__ void widen(const Pack<T>& pack,
+                                      typename Arithmetic<T>::type (&x)[kLanes]) {
+#pragma unroll
+  for (int v = 0; v < kLanes; ++v) x[v] = widen(pack.lane[v]);
+}
+template <class T, int kLanes>
+__device__ __forceinline__ Pack<T> narrow(const typename Arithmetic<T>::type (&x)[kLanes]) {
+  Pack<T> pack;
+#pragma unroll
+  for (int v = 0; v < kLanes; ++v) pack.lane[v] = narrow<T>(x[v]);
+  return pack;
+}
+
 // Numbers of the arithmetic type that a Philox block gives.
 template <class Acc>
 constexpr int kBlockElements = sizeof(Acc) == 8 ? 2 : 4;
@@ -47,18 +61,31 @@ __device__ __forceinline__ auto block_normals(const Words& b) {
   }
 }
 
+// The stream of a key, its round keys worked out.
+struct Stream {
+  RoundKey keys[kPhiloxRounds];
+  uint64_t offset;
+  __device__ Words block(uint64_t index) const {
+    return philox(offset + index, [&](int round) { return keys[round]; });
+  }
+};
+
 template <class T, class Position, class PlanType>
 class Slot {
  public:
   using Acc = typename Arithmetic<T>::type;
   static constexpr int kLanes = Position::kLanes;
 
-  __device__ Slot(const PlanType& plan, int64_t sample, int64_t index)
-      : plan_(plan), position_(plan, sample, index) {
-    const int64_t left = plan.row - position_.column();
-    count_ = left < kLanes ? static_cast<int>(left) : kLanes;
-    packed_ = plan.aligned && count_ == kLanes;
+  // `stream` is read where the position is flat, and every slot has the same one.
+  __device__ Slot(const PlanType& plan, const Stream& stream, int64_t sample, int64_t index)
+      : plan_(plan), stream_(stream), position_(plan, sample, index) {
+    if constexpr (!Position::kFlat) {
+      const int64_t left = plan.row - position_.column();
+      count_ = left < kLanes ? static_cast<int>(left) : kLanes;
+      packed_ = plan.aligned && count_ == kLanes;
+    }
   }
+
 
   __device__ int64_t repeats() const { return position_.repeats(); }
   __device__ bool has(int i) const { return plan_.tensor[i] != nullptr; }
@@ -67,12 +94,10 @@ class Slot {
     const T* p = static_cast<const T*>(plan_.tensor[i]) + position_.offset(i, repeat);
     if constexpr (kLanes == 1) {
       x[0] = widen(*p);
-    } else if (plan_.row_stride[i] == 0) {
+    } else if (!Position::kFlat && plan_.row_stride[i] == 0) {
       fill(widen(*p), x);
     } else if (packed_) {
-      const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(p);
-#pragma unroll
-      for (int v = 0; v < kLanes; ++v) x[v] = widen(pack.lane[v]);
+      widen(*reinterpret_cast<const Pack<T>*>(p), x);
     } else {
 #pragma unroll
       for (int v = 0; v < kLanes; ++v) x[v] = v < count_ ? widen(p[v]) : Acc(0);
@@ -106,10 +131,7 @@ class Slot {
     if constexpr (kLanes == 1) {
       *p = narrow<T>(x[0]);
     } else if (packed_) {
-      Pack<T> pack;
-#pragma unroll
-      for (int v = 0; v < kLanes; ++v) pack.lane[v] = narrow<T>(x[v]);
-      *reinterpret_cast<Pack<T>*>(p) = pack;
+      *reinterpret_cast<Pack<T>*>(p) = narrow<T>(x);
     } else {
 #pragma unroll
       for (int v = 0; v < kLanes; ++v)
@@ -168,7 +190,7 @@ class Slot {
     Acc s[kLanes];
 #pragma unroll
     for (int v = 0; v < kLanes; ++v) s[v] = x[v];
-    if (kLanes > 1 && count_ < kLanes) {
+    if (!Position::kFlat && kLanes > 1 && count_ < kLanes) {
 #pragma unroll
       for (int v = 0; v < kLanes; ++v)
         if (v >= count_) s[v] = Acc(0);
@@ -188,14 +210,19 @@ class Slot {
   }
   __device__ int lane(int64_t repeat) const { return element(repeat) % kBlock; }
   __device__ Words block(int64_t repeat, int lane) const {
-    const uint64_t* key = plan_.key + position_.offset(PlanType::kKey, 0);
-    return philox_block({key[0], key[plan_.key_word_stride]}, (element(repeat) + lane) / kBlock);
+    const uint64_t index = position_.template block<kBlock>(repeat, lane);
+    if constexpr (Position::kFlat) {
+      return stream_.block(index);
+    } else {
+      return philox_block(plan_.key_at(position_.offset(PlanType::kKey, repeat)), index);
+    }
   }
 
   const PlanType& plan_;
+  const Stream& stream_;
   Position position_;
-  int count_;
-  bool packed_;
+  int count_ = kLanes;
+  bool packed_ = true;
 };
 
 }  // namespace genkern::cuda

@@ -40,7 +40,7 @@ __device__ void draw(const S& slot, int tensor, Acc (&eps)[S::kLanes], int64_t r
 template <class Acc, Noise kNoise>
 struct Rsample {
   enum { kMu, kLogvar, kEps, kZ, kTensors };
-  static constexpr bool kSums = false;
+  static constexpr bool kSums = false, kDraws = kNoise == Noise::kKey;
   LogvarClamp<Acc> clamp;
 
   template <class S>
@@ -78,7 +78,7 @@ struct Prior {
 template <class Acc, Noise kNoise, bool kGeneral>
 struct RsampleKl {
   enum { kMu, kLogvar, kPriorMu, kPriorLogvar, kEps, kKl, kZ, kTensors };
-  static constexpr bool kSums = true;
+  static constexpr bool kSums = true, kDraws = kNoise == Noise::kKey;
   LogvarClamp<Acc> clamp;
   Prior<Acc, kGeneral> prior;
 
@@ -123,7 +123,7 @@ struct RsampleKlBackward {
     kGradMu,
     kTensors
   };
-  static constexpr bool kSums = false;
+  static constexpr bool kSums = false, kDraws = kNoise == Noise::kKey;
   LogvarClamp<Acc> clamp;
   Prior<Acc, kGeneral> prior;
   Acc grad_kl_factor;
@@ -211,7 +211,7 @@ struct RsampleKlBackward {
 template <class Acc>
 struct BernoulliNllOp {
   enum { kLogits, kX, kNll, kTensors };
-  static constexpr bool kSums = true;
+  static constexpr bool kSums = true, kDraws = false;
 
   template <class S>
   __device__ Acc operator()(const S& slot) const {
@@ -228,7 +228,7 @@ struct BernoulliNllOp {
 template <class Acc>
 struct BernoulliNllBackward {
   enum { kGrad, kLogits, kX, kGradX, kGradLogits, kTensors };
-  static constexpr bool kSums = false;
+  static constexpr bool kSums = false, kDraws = false;
   Acc grad_factor;
 
   template <class S>
@@ -264,7 +264,7 @@ struct Decoder {
 template <class Acc, bool kLearned>
 struct GaussianNllOp {
   enum { kXHat, kX, kLogvar, kNll, kTensors };
-  static constexpr bool kSums = true;
+  static constexpr bool kSums = true, kDraws = false;
   Decoder<Acc, kLearned> decoder;
 
   template <class S>
@@ -283,7 +283,7 @@ struct GaussianNllOp {
 template <class Acc, bool kLearned>
 struct GaussianNllBackward {
   enum { kGrad, kXHat, kX, kLogvar, kGradLogvar, kGradX, kGradXHat, kTensors };
-  static constexpr bool kSums = false;
+  static constexpr bool kSums = false, kDraws = false;
   Decoder<Acc, kLearned> decoder;
   Acc grad_factor;
 

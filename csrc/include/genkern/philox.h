@@ -37,32 +37,38 @@ GENKERN_HD uint64_t wide_product(uint32_t a, uint32_t b) {
 #endif
 }
 
-GENKERN_HD Words philox(const uint32_t (&counter)[4], const uint32_t (&key)[2]) {
-  uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
-  uint32_t k0 = key[0], k1 = key[1];
+// The key words of a round.
+struct RoundKey {
+  uint32_t k0, k1;
+};
+GENKERN_HD RoundKey round_key(uint64_t seed, uint32_t round) {
+  return {static_cast<uint32_t>(seed) + round * kPhiloxW0,
+          static_cast<uint32_t>(seed >> 32) + round * kPhiloxW1};
+}
+
+// `keys(r)` is the key of round r.
+template <class Keys>
+GENKERN_HD Words philox(uint64_t counter, Keys keys) {
+  uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32);
+  uint32_t c2 = 0, c3 = 0;
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint64_t p0 = wide_product(kPhiloxM0, c0);
     const uint64_t p1 = wide_product(kPhiloxM1, c2);
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    const RoundKey key = keys(round);
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ key.k0;
     c1 = static_cast<uint32_t>(p1);
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ key.k1;
     c3 = static_cast<uint32_t>(p0);
-    k0 += kPhiloxW0;
-    k1 += kPhiloxW1;
   }
   return {{c0, c1, c2, c3}};
 }
 
 // Block `index` of a key's stream.
 GENKERN_HD Words philox_block(Key key, uint64_t index) {
-  const uint64_t n = key.offset + index;
-  const uint32_t counter[4] = {static_cast<uint32_t>(n), static_cast<uint32_t>(n >> 32), 0, 0};
-  const uint32_t words[2] = {static_cast<uint32_t>(key.seed),
-                             static_cast<uint32_t>(key.seed >> 32)};
-  return philox(counter, words);
+  return philox(key.offset + index, [&](int round) { return round_key(key.seed, round); });
 }
 
 // Child `index` of a key: `split(key, n)[index]`.

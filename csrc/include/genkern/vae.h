@@ -1,4 +1,4 @@
-// The VAE family, one element at a time, in float or double. Equations: docs/vae.md.
+// The VAE family, one element at a time; T as in math.h. Equations: docs/vae.md.
 //
 // N(mu, e^l) is the posterior, l its log-variance clamped to [logvar_min, logvar_max];
 // N(m2, e^lv2) is the prior.
@@ -14,13 +14,16 @@ struct LogvarClamp {
   T min, max;
   GENKERN_HD T operator()(T logvar) const { return clamp(logvar, min, max); }
   // 1 inside and at the bounds, 0 outside; NaN counts as inside.
-  GENKERN_HD T gradient(T logvar) const { return logvar < min || logvar > max ? T(0) : T(1); }
+  GENKERN_HD T gradient(T logvar) const {
+    const T zero = T(0.0f);
+    return select_less(logvar, min, zero, select_less(max, logvar, zero, T(1.0f)));
+  }
 };
 
 // z = mu + e^(l / 2) eps: Kingma and Welling, arXiv:1312.6114, section 2.4.
 template <class T>
 GENKERN_HD T standard_deviation(T l) {
-  return exp(T(0.5) * l);
+  return exp(T(0.5f) * l);
 }
 template <class T>
 GENKERN_HD T reparameterise(T mu, T sigma, T eps) {
@@ -41,8 +44,8 @@ struct Kl {
 template <class T>
 GENKERN_HD Kl<T> kl_standard(T mu, T l, T sigma) {
   const Expm1<T> g = expm1(l, sigma * sigma);
-  const T derivative = T(0.5) * g.value;
-  return {T(0.5) * madd(mu, mu, g.minus_x), mu, derivative, -madd(T(0.5) * mu, mu, derivative)};
+  const T derivative = T(0.5f) * g.value;
+  return {T(0.5f) * madd(mu, mu, g.minus_x), mu, derivative, -madd(T(0.5f) * mu, mu, derivative)};
 }
 
 template <class T>
@@ -51,20 +54,21 @@ GENKERN_HD Kl<T> kl_prior(T mu, T l, T m2, T lv2) {
   const Expm1<T> g = expm1(d, exp(d));
   // In two steps, by e^(-lv2/4) kept finite: the square of mu - m2, or e^(-lv2), may overflow
   // where the product does not, and 0 times infinity would make a NaN.
-  const T q = exp_saturated(T(-0.25) * lv2);
+  const T q = exp_saturated(T(-0.25f) * lv2);
   const T s = ((mu - m2) * q) * q;
-  const T derivative = T(0.5) * g.value;
-  return {T(0.5) * madd(s, s, g.minus_x), (s * q) * q, derivative, -madd(T(0.5) * s, s, derivative)};
+  const T derivative = T(0.5f) * g.value;
+  return {T(0.5f) * madd(s, s, g.minus_x), (s * q) * q, derivative, -madd(T(0.5f) * s, s, derivative)};
 }
 
-// Free bits (Kingma et al., arXiv:1606.04934, appendix C.8), a coordinate: max(kl, free_bits), whose gradient is 0 below.
+// Free bits (Kingma et al., arXiv:1606.04934, appendix C.8), a coordinate: max(kl, free_bits), whose
+// gradient is 0 below.
 template <class T>
 GENKERN_HD T with_free_bits(T kl, T free_bits) {
-  return kl < free_bits ? free_bits : kl;
+  return at_least(kl, free_bits);
 }
 template <class T>
 GENKERN_HD T free_bits_gradient(T kl, T free_bits) {
-  return kl < free_bits ? T(0) : T(1);
+  return select_less(kl, free_bits, T(0.0f), T(1.0f));
 }
 
 // -log Bernoulli(x; sigmoid(logit)) = max(logit, 0) - logit x + log(1 + e^-|logit|).
@@ -75,10 +79,10 @@ struct BernoulliNll {
 };
 template <class T>
 GENKERN_HD BernoulliNll<T> bernoulli_nll(T logit, T x) {
-  const bool positive = logit > T(0);
-  const T e = exp(positive ? -logit : logit);
-  const T top = positive ? T(1) : e;
-  return {madd(-logit, x, positive ? logit : T(0)) + log1p_exp(e), top / (T(1) + e) - x};
+  const T zero = T(0.0f), one = T(1.0f);
+  const T e = exp(-magnitude(logit));
+  const T top = select_less(zero, logit, one, e);
+  return {madd(-logit, x, at_least(logit, zero)) + log1p_exp(e), ratio(top, one + e) - x};
 }
 
 constexpr double kLog2Pi = 1.8378770664093454836;
@@ -93,14 +97,14 @@ struct GaussianNll {
 template <class T>
 GENKERN_HD GaussianNll<T> gaussian_nll(T x_hat, T x, T inverse_sigma, T half_log_2_pi_variance) {
   const T r = (x - x_hat) * inverse_sigma;
-  return {madd(T(0.5) * r, r, half_log_2_pi_variance), r * inverse_sigma, T(0)};
+  return {madd(T(0.5f) * r, r, half_log_2_pi_variance), r * inverse_sigma, T(0.0f)};
 }
 template <class T>
 GENKERN_HD GaussianNll<T> gaussian_nll(T x_hat, T x, T l) {
-  const T q = exp_saturated(T(-0.25) * l);  // as in kl_prior
+  const T q = exp_saturated(T(-0.25f) * l);  // as in kl_prior
   const T r = ((x - x_hat) * q) * q;
-  const T half_square = T(0.5) * r * r;
-  return {half_square + T(0.5) * (l + T(kLog2Pi)), (r * q) * q, T(0.5) - half_square};
+  const T half_square = T(0.5f) * r * r;
+  return {half_square + T(0.5f) * (l + T(kLog2Pi)), (r * q) * q, T(0.5f) - half_square};
 }
 
 }  // namespace genkern
