@@ -76,7 +76,15 @@ def samples(op: str, device: torch.device | str, dtype: torch.dtype) -> Iterator
 
 
 def philox4x32(counter: Sequence[Array], key: Sequence[Array]) -> tuple[Array, ...]:
-    """Philox4x32-10 on four counter words and two key words, uint64 arrays below 2^32."""
+    """Philox4x32-10, from the paper.
+
+    Args:
+        counter: Four words, uint64 arrays below 2^32.
+        key: Two words, likewise.
+
+    Returns:
+        The block's four words.
+    """
     low = np.uint64(0xFFFFFFFF)
     half = np.uint64(32)
     x0, x1, x2, x3 = counter
@@ -91,7 +99,8 @@ def philox4x32(counter: Sequence[Array], key: Sequence[Array]) -> tuple[Array, .
 
 
 def _key_words(key: Tensor) -> Array:
-    return key.cpu().contiguous().view(torch.int64).numpy().view(np.uint64)
+    words: Array = key.cpu().contiguous().view(torch.int64).numpy().view(np.uint64)
+    return words
 
 
 def _blocks(key: Array, index: Array) -> Array:
@@ -122,9 +131,10 @@ def _box_muller(log_u: Array, v: Array) -> Array:
 
 def _unit32(words: Array) -> Array:
     """U and v of float32 normals; these are float32 numbers by the stream's definition."""
-    x = words.astype(np.float32).astype(np.float64)
+    x: Array = words.astype(np.float32).astype(np.float64)
     # Exact in float64 (33 bits at most), so the rounding to float32 is the only one.
-    return (x * 2.0**-32 + 2.0**-33).astype(np.float32)
+    uv: Array = (x * 2.0**-32 + 2.0**-33).astype(np.float32)
+    return uv
 
 
 def _normal32(words: Array) -> Array:
@@ -362,12 +372,12 @@ def _rsample_kl_backward(
     values, scales = [zero] * 5, [zero] * 5
     if grad_z is not None:
         gz, sigma = _real(grad_z), np.exp(logv / 2)
-        draws = (lambda x: x) if num_samples is None else (lambda x: x.sum(0))
-        values[0], scales[0] = draws(gz), draws(np.abs(gz))
+        draws: tuple[int, ...] = () if num_samples is None else (0,)
+        values[0], scales[0] = gz.sum(draws), np.abs(gz).sum(draws)
         if output_mask & 0b10:
             eps = _noise(key, noise, mu, num_samples)
-            values[1] = draws(gz * sigma * eps) / 2
-            scales[1] = draws(np.abs(gz) * sigma * np.maximum(np.abs(eps), 1)) / 2
+            values[1] = (gz * sigma * eps).sum(draws) / 2
+            scales[1] = (np.abs(gz) * sigma * np.maximum(np.abs(eps), 1)).sum(draws) / 2
         values[4] = gz * sigma
         scales[4] = np.abs(values[4])
     if grad_kl is not None:
@@ -504,10 +514,7 @@ def _eager_normal(key: Array, shape: Shape, dtype: torch.dtype) -> Tensor:
     wide = dtype == torch.float64
     length = math.prod(shape[1:] if key.ndim == 2 else shape)
     words = _words(key, length, 2 if wide else 4)
-    if wide:
-        uv = (_pairs64(words).astype(np.float64) + 0.5) * 2.0**-64
-    else:
-        uv = _unit32(words)
+    uv = (_pairs64(words).astype(np.float64) + 0.5) * 2.0**-64 if wide else _unit32(words)
     u, v = torch.from_numpy(uv[..., 0::2].copy()), torch.from_numpy(uv[..., 1::2].copy())
     r, angle = torch.sqrt(-2.0 * torch.log(u)), 2.0 * math.pi * v
     values = torch.stack((r * torch.cos(angle), r * torch.sin(angle)), dim=-1)
@@ -586,8 +593,8 @@ def _eager_rsample_kl_backward(
     num_samples: int | None,
     *options: Any,
 ) -> tuple[Tensor | None, ...]:
-    *options, _ = options
-    _, _, _, lo, hi, _ = options
+    *rest, _ = options
+    _, _, _, lo, hi, _ = rest
     mu, logvar, prior_mu, prior_logvar, noise = leaves = _leaves(
         mu, logvar, prior_mu, prior_logvar, noise
     )
@@ -595,7 +602,7 @@ def _eager_rsample_kl_backward(
     if grad_z is not None:
         outputs.append((_eager_rsample(mu, logvar, key, noise, num_samples, lo, hi), grad_z))
     if grad_kl is not None:
-        outputs.append((_eager_kl(mu, logvar, prior_mu, prior_logvar, *options), grad_kl))
+        outputs.append((_eager_kl(mu, logvar, prior_mu, prior_logvar, *rest), grad_kl))
     return _eager_gradients(outputs, leaves)
 
 
@@ -607,8 +614,8 @@ def _eager_bernoulli_nll(logits: Tensor, x: Tensor, reduction: int) -> Tensor:
 def _eager_bernoulli_nll_backward(
     grad: Tensor, logits: Tensor, x: Tensor, reduction: int, output_mask: int
 ) -> tuple[Tensor | None, ...]:
-    leaves = _leaves(logits, x)
-    return _eager_gradients([(_eager_bernoulli_nll(*leaves, reduction), grad)], leaves)
+    logits, x = leaves = _leaves(logits, x)
+    return _eager_gradients([(_eager_bernoulli_nll(logits, x, reduction), grad)], leaves)
 
 
 def _eager_gaussian_nll(
@@ -620,10 +627,8 @@ def _eager_gaussian_nll(
     hi: float,
     reduction: int,
 ) -> Tensor:
-    if logvar is None:
-        log_variance = x.new_full((), 2.0 * math.log(sigma))
-    else:
-        log_variance = logvar.clamp(lo, hi)
+    fixed = x.new_full((), 2.0 * math.log(sigma))
+    log_variance = fixed if logvar is None else logvar.clamp(lo, hi)
     square = (x - x_hat) ** 2 * torch.exp(-log_variance)
     return _eager_reduce(0.5 * (square + log_variance + math.log(2.0 * math.pi)), reduction)
 
@@ -631,9 +636,9 @@ def _eager_gaussian_nll(
 def _eager_gaussian_nll_backward(
     grad: Tensor, x_hat: Tensor, x: Tensor, logvar: Tensor | None, *options: Any
 ) -> tuple[Tensor | None, ...]:
-    *options, _ = options
+    *rest, _ = options
     leaves = _leaves(x_hat, x, logvar)
-    return _eager_gradients([(_eager_gaussian_nll(*leaves, *options), grad)], leaves)
+    return _eager_gradients([(_eager_gaussian_nll(*leaves, *rest), grad)], leaves)
 
 
 def _leaves(*tensors: Tensor | None) -> list[Any]:

@@ -154,7 +154,7 @@ def rsample(
         >>> mu, logvar = torch.zeros(2, 3), torch.zeros(2, 3)
         >>> genkern.vae.rsample(mu, logvar, key=genkern.random.key(42))
         tensor([[-0.9702,  0.1940, -1.2356],
-                [ 1.9239,  2.3222,  0.6936]])
+                [ 1.9239, -0.0732,  0.1391]])
     """
     return _rsample(mu, logvar, key, noise, generator, num_samples, _NO_CLAMP)
 
