@@ -121,7 +121,8 @@ def _words(key: Array, length: int, per_block: int) -> Array:
 
 def _pairs64(words: Array) -> Array:
     """64-bit words (..., 2)."""
-    return (words[..., 0::2] << np.uint64(32)) | words[..., 1::2]
+    pairs: Array = (words[..., 0::2] << np.uint64(32)) | words[..., 1::2]
+    return pairs
 
 
 def _box_muller(log_u: Array, v: Array) -> Array:
