@@ -212,8 +212,9 @@ using genkern::madd;
 using genkern::magnitude;
 using genkern::select_less;
 
-using Floats = Pack<Lanes::F, 2>;
-using FloatsLanes = PackLanes<Lanes, 2>;
+constexpr int kVectors = 4;  // chains in flight: measured, 1 to 4
+using Floats = Pack<Lanes::F, kVectors>;
+using FloatsLanes = PackLanes<Lanes, kVectors>;
 
 GENKERN_HD Floats madd(Floats a, Floats b, Floats c) { return FloatsLanes::fma(a, b, c); }
 GENKERN_HD Floats select_less(Floats a, Floats b, Floats x, Floats y) {
@@ -259,16 +260,16 @@ GENKERN_HD void store_vector(double* out, double x) { *out = x; }
 template <>
 struct Step<float> {
   using V = Floats;
-  static constexpr int kWidth = 2 * Lanes::kFloats;
+  static constexpr int kWidth = kVectors * Lanes::kFloats;
 };
 template <>
 GENKERN_HD Floats load_vector<Floats, float>(const float* in) {
   Floats out;
-  for (int i = 0; i < 2; ++i) out.v[i] = Lanes::load(in + i * Lanes::kFloats);
+  for (int i = 0; i < kVectors; ++i) out.v[i] = Lanes::load(in + i * Lanes::kFloats);
   return out;
 }
 GENKERN_HD void store_vector(float* out, Floats x) {
-  for (int i = 0; i < 2; ++i) Lanes::store(out + i * Lanes::kFloats, x.v[i]);
+  for (int i = 0; i < kVectors; ++i) Lanes::store(out + i * Lanes::kFloats, x.v[i]);
 }
 #endif
 

@@ -54,7 +54,7 @@ __device__ Stream flat_stream(const PlanType& plan) {
 template <class Body, class T, Walk kWalk>
 __global__ void __launch_bounds__(kThreads, 1)
     run(const __grid_constant__ Plan<Body::kTensors> plan, const __grid_constant__ Body body) {
-  using Position = typename PositionOf<kWalk, Pack<T>::kLanes, Plan<Body::kTensors>>::type;
+  using Position = typename PositionOf<kWalk, kPackLanes<T>, Plan<Body::kTensors>>::type;
   using SlotType = Slot<T, Position, Plan<Body::kTensors>>;
   const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   double total = 0;
@@ -128,7 +128,7 @@ template <class T, class Body>
 void launch(Planner<Body::kTensors>& planner, const Body& body, const torch::stable::Tensor& like,
             Order order) {
   using Acc = typename Arithmetic<T>::type;
-  constexpr int kLanes = Pack<T>::kLanes;
+  constexpr int kLanes = kPackLanes<T>;
   const Walk walk = planner.build(order.loop_repeats, order.by_sample, kLanes, kBlockElements<Acc>);
   Plan<Body::kTensors>& plan = planner.plan;
   if (plan.samples == 0 || (plan.slots + plan.tail == 0 && !plan.result)) return;

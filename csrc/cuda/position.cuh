@@ -16,15 +16,23 @@ class FlatPosition {
   static constexpr int kLanes = kLaneCount;
   static constexpr bool kFlat = true;
 
-  __device__ FlatPosition(const PlanType&, int64_t, int64_t slot) : slot_(slot) {}
+  __device__ FlatPosition(const PlanType& plan, int64_t, int64_t slot)
+      : plan_(plan), slot_(slot) {}
 
   __device__ int64_t repeats() const { return 1; }
   __device__ int64_t column() const { return slot_ * kLanes; }
   __device__ int64_t offset(int operand, int64_t) const {
     return operand == PlanType::kKey || operand == PlanType::kScale ? 0 : column();
   }
-  // The Philox block of a lane. Not of the element: the compiler cannot know that slot * kLanes
-  // does not overflow.
+  // In whole slots: the compiler, which cannot know that slot * kLanes does not overflow, would do
+  // the multiplication and undo it.
+  template <class T>
+  __device__ T* pointer(int operand, int64_t) const {
+    struct Lanes {
+      T lane[kLanes];
+    };
+    return (static_cast<Lanes*>(plan_.tensor[operand]) + slot_)->lane;
+  }
   template <int kBlock>
   __device__ uint64_t block(int64_t, int lane) const {
     if constexpr (kLanes == 1) return static_cast<uint64_t>(slot_) / kBlock;
@@ -32,6 +40,7 @@ class FlatPosition {
   }
 
  private:
+  const PlanType& plan_;
   int64_t slot_;
 };
 
@@ -58,6 +67,10 @@ class RowPosition {
            sample_ * plan_.sample_stride[operand] + repeat * plan_.repeat_stride[operand];
   }
 
+  template <class T>
+  __device__ T* pointer(int operand, int64_t repeat) const {
+    return static_cast<T*>(plan_.tensor[operand]) + offset(operand, repeat);
+  }
   template <int kBlock>
   __device__ uint64_t block(int64_t repeat, int lane) const {
     return static_cast<uint64_t>(offset(PlanType::kIndex, repeat) + lane) / kBlock;
@@ -98,6 +111,10 @@ class ElementPosition {
     return offset_[operand] + repeat * plan_.repeat_stride[operand];
   }
 
+  template <class T>
+  __device__ T* pointer(int operand, int64_t repeat) const {
+    return static_cast<T*>(plan_.tensor[operand]) + offset(operand, repeat);
+  }
   template <int kBlock>
   __device__ uint64_t block(int64_t repeat, int lane) const {
     return static_cast<uint64_t>(offset(PlanType::kIndex, repeat) + lane) / kBlock;

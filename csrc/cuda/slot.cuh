@@ -27,25 +27,60 @@ __device__ __forceinline__ T narrow(typename Arithmetic<T>::type x) {
   return static_cast<T>(x);
 }
 
-// 16 bytes, one access.
+// 16 bytes, one access: of a struct of T the compiler might make several.
+using Pack = uint4;
 template <class T>
-struct alignas(16) Pack {
-  static constexpr int kLanes = 16 / sizeof(T);
-  T lane[kLanes];
-};
+constexpr int kPackLanes = sizeof(Pack) / sizeof(T);
 
-template <class T, int kLanes>
-__device__ __forceinline__ void widen(const Pack<T>& pack,
-                                      typename Arithmetic<T>::type (&x)[kLanes]) {
-#pragma unroll
-  for (int v = 0; v < kLanes; ++v) x[v] = widen(pack.lane[v]);
+__device__ __forceinline__ void unpack(Pack pack, float (&x)[4], float) {
+  x[0] = __uint_as_float(pack.x);
+  x[1] = __uint_as_float(pack.y);
+  x[2] = __uint_as_float(pack.z);
+  x[3] = __uint_as_float(pack.w);
 }
-template <class T, int kLanes>
-__device__ __forceinline__ Pack<T> narrow(const typename Arithmetic<T>::type (&x)[kLanes]) {
-  Pack<T> pack;
+__device__ __forceinline__ void unpack(Pack pack, double (&x)[2], double) {
+  x[0] = __hiloint2double(pack.y, pack.x);
+  x[1] = __hiloint2double(pack.w, pack.z);
+}
+// A bfloat16 is the upper half of a float.
+__device__ __forceinline__ void unpack(Pack pack, float (&x)[8], __nv_bfloat16) {
+  const uint32_t words[] = {pack.x, pack.y, pack.z, pack.w};
 #pragma unroll
-  for (int v = 0; v < kLanes; ++v) pack.lane[v] = narrow<T>(x[v]);
-  return pack;
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = __uint_as_float(words[i] << 16);
+    x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+__device__ __forceinline__ void unpack(Pack pack, float (&x)[8], __half) {
+  const uint32_t words[] = {pack.x, pack.y, pack.z, pack.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = __half2float(__ushort_as_half(static_cast<unsigned short>(words[i])));
+    x[2 * i + 1] = __half2float(__ushort_as_half(static_cast<unsigned short>(words[i] >> 16)));
+  }
+}
+
+__device__ __forceinline__ Pack pack(const float (&x)[4], float) {
+  return {__float_as_uint(x[0]), __float_as_uint(x[1]), __float_as_uint(x[2]),
+          __float_as_uint(x[3])};
+}
+__device__ __forceinline__ Pack pack(const double (&x)[2], double) {
+  return {static_cast<unsigned>(__double2loint(x[0])), static_cast<unsigned>(__double2hiint(x[0])),
+          static_cast<unsigned>(__double2loint(x[1])), static_cast<unsigned>(__double2hiint(x[1]))};
+}
+// Two conversions are one instruction.
+__device__ __forceinline__ uint32_t narrow_two(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+  return __bfloat16_as_ushort(two.x) | static_cast<uint32_t>(__bfloat16_as_ushort(two.y)) << 16;
+}
+__device__ __forceinline__ uint32_t narrow_two(float low, float high, __half) {
+  const __half2 two = __floats2half2_rn(low, high);
+  return __half_as_ushort(two.x) | static_cast<uint32_t>(__half_as_ushort(two.y)) << 16;
+}
+template <class T>
+__device__ __forceinline__ Pack pack(const float (&x)[8], T type) {
+  return {narrow_two(x[0], x[1], type), narrow_two(x[2], x[3], type),
+          narrow_two(x[4], x[5], type), narrow_two(x[6], x[7], type)};
 }
 
 // Numbers of the arithmetic type that a Philox block gives.
@@ -91,13 +126,13 @@ class Slot {
   __device__ bool has(int i) const { return plan_.tensor[i] != nullptr; }
 
   __device__ void load(int i, Acc (&x)[kLanes], int64_t repeat = 0) const {
-    const T* p = static_cast<const T*>(plan_.tensor[i]) + position_.offset(i, repeat);
+    const T* p = position_.template pointer<T>(i, repeat);
     if constexpr (kLanes == 1) {
       x[0] = widen(*p);
     } else if (!Position::kFlat && plan_.row_stride[i] == 0) {
       fill(widen(*p), x);
     } else if (packed_) {
-      widen(*reinterpret_cast<const Pack<T>*>(p), x);
+      unpack(*reinterpret_cast<const Pack*>(p), x, T{});
     } else {
 #pragma unroll
       for (int v = 0; v < kLanes; ++v) x[v] = v < count_ ? widen(p[v]) : Acc(0);
@@ -127,11 +162,11 @@ class Slot {
   }
 
   __device__ void store(int i, const Acc (&x)[kLanes], int64_t repeat = 0) const {
-    T* p = static_cast<T*>(plan_.tensor[i]) + position_.offset(i, repeat);
+    T* p = position_.template pointer<T>(i, repeat);
     if constexpr (kLanes == 1) {
       *p = narrow<T>(x[0]);
     } else if (packed_) {
-      *reinterpret_cast<Pack<T>*>(p) = narrow<T>(x);
+      *reinterpret_cast<Pack*>(p) = pack(x, T{});
     } else {
 #pragma unroll
       for (int v = 0; v < kLanes; ++v)

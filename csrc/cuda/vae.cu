@@ -18,7 +18,7 @@ struct CompensatedSum {
   __device__ void add(Acc x, bool first) {
     if (first) {
       sum = x;
-      error = 0;
+      error = Acc(-0.0);  // x + -0.0 is x, which the compiler knows
       return;
     }
     const Acc s = sum + x, t = s - sum;
@@ -196,7 +196,7 @@ struct RsampleKlBackward {
         const auto kl = prior.divergence(mu[v], clamp(logvar[v]), sigma[v], m2[v], lv2[v]);
         g[v] *= free_bits_gradient(kl.value, prior.free_bits);
         m2[v] = -g[v] * kl.mu;
-        grad_mu[v] -= m2[v];
+        grad_mu[v] = madd(g[v], kl.mu, grad_mu[v]);
         grad_logvar[v] = madd(g[v], kl.logvar, grad_logvar[v]);
         lv2[v] = g[v] * kl.prior_logvar;
       }
