@@ -28,11 +28,11 @@ def divide(x, y):
 
 @triton.jit
 def exp(x):
-    """e^x within 1.1 ulp, with overflow to infinity, gradual underflow and NaN kept."""
+    """e^x within 1.5 ulp, with overflow to infinity and NaN kept; below 2^-125 it is 0."""
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
-        y = tl.maximum(x, -104.0, propagate_nan=tl.PropagateNan.ALL)
+        y = tl.maximum(x, -87.5, propagate_nan=tl.PropagateNan.ALL)
         y = tl.minimum(y, 89.0, propagate_nan=tl.PropagateNan.ALL)
         shifted = tl.fma(y, 1.4426950216293335, 12582912.0)
         n = shifted - 12582912.0
@@ -42,11 +42,9 @@ def exp(x):
         p = tl.fma(p, r, 0.1666652113199234)
         p = tl.fma(p, r, 0.4999999403953552)
         p = tl.fma(p * r, r, r) + 1.0
-        k = shifted.to(tl.int32, bitcast=True) - 0x4B400000
-        half = k >> 1
-        scale1 = ((half << 23) + 0x3F800000).to(tl.float32, bitcast=True)
-        scale2 = (((k - half) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
-        return (p * scale1) * scale2
+        # By 2 and 2^(n-1): shifted left, all that stays of `shifted` is n.
+        scale = (shifted.to(tl.int32, bitcast=True) << 23) + (126 << 23)
+        return (p + p) * scale.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -59,8 +57,8 @@ def exp_saturated(x):
 
 
 @triton.jit
-def expm1_minus(x, e):
-    """expm1(x) - x, given e = e^x. It cancels near 0, hence the series."""
+def expm1(x, e):
+    """expm1(x), and expm1(x) - x, which cancels near 0, hence the series; given e = e^x."""
     if x.dtype == tl.float64:
         p = tl.fma(x, 1.0 / 1307674368000.0, 1.0 / 87178291200.0)
         p = tl.fma(p, x, 1.0 / 6227020800.0)
@@ -81,7 +79,11 @@ def expm1_minus(x, e):
         p = tl.fma(p, x, 0.04166579619050026)
         p = tl.fma(p, x, 0.1666666567325592)
         p = tl.fma(p, x, 0.5)
-    return tl.where((x > -0.5) & (x < 0.5), x * x * p, e - 1.0 - x)
+    near = tl.abs(x) < 0.5
+    series, far = x * x * p, e - 1.0
+    # e^88 absorbs 88 in either precision: the bound only keeps infinity minus infinity away.
+    finite = tl.minimum(x, 88.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(near, x + series, far), tl.where(near, series, far - finite)
 
 
 @triton.jit

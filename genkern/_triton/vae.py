@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genkern._triton.launch import NONE, SAMPLE, Tiles, blocks_together, launch
-from genkern._triton.math import clamp, divide, exp, exp_saturated, expm1_minus, log1p_exp
+from genkern._triton.math import clamp, divide, exp, exp_saturated, expm1, log1p_exp
 from genkern._triton.reduce import divisor, finish, new_partial, store_partial
 from genkern._triton.tile import load, noise, store, this_tile
 
@@ -36,8 +36,8 @@ def reparameterise(mu, sigma, eps):
 @triton.jit
 def kl_standard(mu, l, sigma):
     """The KL against N(0, 1), and its derivatives by mu, logvar and prior_logvar."""
-    g = expm1_minus(l, sigma * sigma)
-    derivative = (l + g) * 0.5
+    value, g = expm1(l, sigma * sigma)
+    derivative = value * 0.5
     return tl.fma(mu, mu, g) * 0.5, mu, derivative, -tl.fma(mu * 0.5, mu, derivative)
 
 
@@ -45,11 +45,11 @@ def kl_standard(mu, l, sigma):
 def kl_prior(mu, l, m2, lv2):
     """The KL against N(m2, e^lv2), and its derivatives by mu, logvar and prior_logvar."""
     d = l - lv2
-    g = expm1_minus(d, exp(d))
+    value, g = expm1(d, exp(d))
     # In two steps, by e^(-lv2/4) kept finite: 0 times infinity would make a NaN.
     q = exp_saturated(lv2 * -0.25)
     s = ((mu - m2) * q) * q
-    derivative = (d + g) * 0.5
+    derivative = value * 0.5
     return tl.fma(s, s, g) * 0.5, (s * q) * q, derivative, -tl.fma(s * 0.5, s, derivative)
 
 
