@@ -127,7 +127,8 @@ def test_outputs_keep_the_memory_format(backend):
 
 @each_backend
 @pytest.mark.parametrize(
-    "shape", [(), (0,), (0, 3), (3, 0), (2, 0, 4), (1,), (1, 1, 1, 1, 1), (2, 1, 3, 1, 2, 1, 2)]
+    "shape",
+    [(), (0,), (0, 3), (3, 0), (0, 5000), (2, 0, 4), (1,), (1, 1, 1, 1, 1), (2, 1, 3, 1, 2, 1, 2)],
 )
 def test_empty_scalar_and_many_dimensions(backend, shape):
     skip_unless_usable(backend)

@@ -46,15 +46,28 @@ def _batch(x: Tensor) -> int:
     return x.shape[0] if x.dim() else 1
 
 
+# torch.sum of one value splits long inputs among the threads; no row here is that long.
+_ROW = 4096
+
+
+def _row_sums(x: Tensor) -> Tensor:
+    """Sums of the rows of (B, n), in an order fixed by the shape."""
+    while x.shape[1] > _ROW:
+        padded = torch.nn.functional.pad(x, (0, -x.shape[1] % _ROW))
+        x = padded.reshape(x.shape[0], padded.shape[1] // _ROW, _ROW).sum(2)
+    return x.sum(1)
+
+
 def _reduce(x: Tensor, reduction: int, dtype: torch.dtype) -> Tensor:
     """Reduces float32 (float64) values; `none` rounds them to dtype."""
     if reduction == _NONE:
         return x.to(dtype)
     if reduction == _SAMPLE:
-        return x.reshape(_batch(x), -1).sum(1) if x.numel() else x.new_zeros(_batch(x))
-    if reduction == _MEAN:
-        return x.mean()
-    return x.sum() / _batch(x) if reduction == _BATCHMEAN else x.sum()
+        return _row_sums(x.reshape(_batch(x), math.prod(x.shape[1:])))
+    total = _row_sums(x.reshape(1, x.numel()))[0]
+    if reduction == _SUM:
+        return total
+    return total / (x.numel() if reduction == _MEAN else _batch(x))
 
 
 def _spread(grad: Tensor, like: Tensor, reduction: int) -> Tensor:
