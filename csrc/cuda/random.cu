@@ -1,33 +1,11 @@
 // normal, uniform, split, fold_in on CUDA devices.
+#include "cuda/random.cuh"
+
 #include "cuda/launch.cuh"
 #include "cuda/ops.h"
 
 namespace genkern::cuda {
 namespace {
-
-template <class Acc>
-struct Normal {
-  static constexpr int kTensors = 1;
-  static constexpr bool kSums = false, kDraws = true;
-  template <class S>
-  __device__ void operator()(const S& slot) const {
-    Acc z[S::kLanes];
-    slot.normals(z);
-    slot.store(0, z);
-  }
-};
-
-template <class Acc>
-struct Uniform {
-  static constexpr int kTensors = 1;
-  static constexpr bool kSums = false, kDraws = true;
-  template <class S>
-  __device__ void operator()(const S& slot) const {
-    Acc u[S::kLanes];
-    slot.uniforms(u);
-    slot.store(0, u);
-  }
-};
 
 template <template <class> class Body>
 Tensor draw(const char* op, const Tensor& key, const std::vector<int64_t>& shape,

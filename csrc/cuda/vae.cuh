@@ -1,0 +1,311 @@
+// What a thread does with a slot in the kernels of the VAE family. One element's mathematics is in
+// genkern/vae.h.
+#pragma once
+
+#include "cuda/slot.cuh"
+#include "genkern/vae.h"
+
+namespace genkern::cuda {
+
+enum class Noise { kNone, kKey, kTensor };
+
+// A sum of repeats whose error does not grow with their number: Neumaier, ZAMM 54 (1974), with
+// Knuth's branch-free two-sum.
+template <class Acc>
+struct CompensatedSum {
+  Acc sum = 0, error = Acc(-0.0);  // x + -0.0 is x, which the compiler knows
+  __device__ void add(Acc x, bool first) {
+    if (first) {
+      sum = x;
+      error = Acc(-0.0);
+      return;
+    }
+    const Acc s = sum + x, t = s - sum;
+    error += (sum - (s - t)) + (x - t);
+    sum = s;
+  }
+  __device__ Acc value() const { return sum + error; }
+};
+
+template <Noise kNoise, class S, class Acc>
+__device__ void draw(const S& slot, int tensor, Acc (&eps)[S::kLanes], int64_t repeat = 0) {
+  if constexpr (kNoise == Noise::kKey) {
+    slot.normals(eps, repeat);
+  } else {
+    slot.load(tensor, eps, repeat);
+  }
+}
+
+template <class Acc, Noise kNoise>
+struct Rsample {
+  enum { kMu, kLogvar, kEps, kZ, kTensors };
+  static constexpr bool kSums = false, kDraws = kNoise == Noise::kKey;
+  LogvarClamp<Acc> clamp;
+
+  template <class S>
+  __device__ void operator()(const S& slot) const {
+    Acc mu[S::kLanes], sigma[S::kLanes];
+    slot.load(kMu, mu);
+    slot.load(kLogvar, sigma);
+#pragma unroll
+    for (int v = 0; v < S::kLanes; ++v) sigma[v] = standard_deviation(clamp(sigma[v]));
+#pragma unroll 1
+    for (int64_t k = 0; k < slot.repeats(); ++k) {
+      Acc z[S::kLanes];
+      draw<kNoise>(slot, kEps, z, k);
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) z[v] = reparameterise(mu[v], sigma[v], z[v]);
+      slot.store(kZ, z, k);
+    }
+  }
+};
+
+// The prior N(0, 1), or whatever tensors and values say.
+template <class Acc, bool kGeneral>
+struct Prior {
+  Acc mu, logvar, free_bits;
+
+  __device__ auto divergence(Acc posterior_mu, Acc l, Acc sigma, Acc m2, Acc lv2) const {
+    if constexpr (kGeneral) {
+      return kl_prior(posterior_mu, l, m2, lv2);
+    } else {
+      return kl_standard(posterior_mu, l, sigma);
+    }
+  }
+};
+
+template <class Acc, Noise kNoise, bool kGeneral>
+struct RsampleKl {
+  enum { kMu, kLogvar, kPriorMu, kPriorLogvar, kEps, kKl, kZ, kTensors };
+  static constexpr bool kSums = true, kDraws = kNoise == Noise::kKey;
+  LogvarClamp<Acc> clamp;
+  Prior<Acc, kGeneral> prior;
+
+  template <class S>
+  __device__ Acc operator()(const S& slot) const {
+    Acc mu[S::kLanes], l[S::kLanes], m2[S::kLanes], lv2[S::kLanes], z[S::kLanes], kl[S::kLanes];
+    slot.load(kMu, mu);
+    slot.load(kLogvar, l);
+    if constexpr (kGeneral) {
+      slot.load_or(kPriorMu, prior.mu, m2);
+      slot.load_or(kPriorLogvar, prior.logvar, lv2);
+    }
+    if constexpr (kNoise != Noise::kNone) draw<kNoise>(slot, kEps, z);
+#pragma unroll
+    for (int v = 0; v < S::kLanes; ++v) {
+      l[v] = clamp(l[v]);
+      const Acc sigma = standard_deviation(l[v]);
+      if constexpr (kNoise != Noise::kNone) z[v] = reparameterise(mu[v], sigma, z[v]);
+      kl[v] = with_free_bits(prior.divergence(mu[v], l[v], sigma, m2[v], lv2[v]).value,
+                             prior.free_bits);
+    }
+    if constexpr (kNoise != Noise::kNone) slot.store(kZ, z);
+    if (slot.has(kKl)) slot.store(kKl, kl);
+    return slot.sum(kl);
+  }
+};
+
+template <class Acc, Noise kNoise, bool kGeneral>
+struct RsampleKlBackward {
+  enum {
+    kGradZ,
+    kGradKl,
+    kMu,
+    kLogvar,
+    kPriorMu,
+    kPriorLogvar,
+    kEps,
+    kGradEps,
+    kGradPriorLogvar,
+    kGradPriorMu,
+    kGradLogvar,
+    kGradMu,
+    kTensors
+  };
+  static constexpr bool kSums = false, kDraws = kNoise == Noise::kKey;
+  LogvarClamp<Acc> clamp;
+  Prior<Acc, kGeneral> prior;
+  Acc grad_kl_factor;
+  bool grad_kl;  // there is one: a tensor, or a reduced value's
+
+  template <class S>
+  __device__ void operator()(const S& slot) const {
+    Acc logvar[S::kLanes], sigma[S::kLanes], grad_mu[S::kLanes], grad_logvar[S::kLanes];
+    slot.load(kLogvar, logvar);
+#pragma unroll
+    for (int v = 0; v < S::kLanes; ++v) {
+      sigma[v] = standard_deviation(clamp(logvar[v]));
+      grad_mu[v] = grad_logvar[v] = 0;
+    }
+    through_sample(slot, sigma, grad_mu, grad_logvar);
+    through_kl(slot, logvar, sigma, grad_mu, grad_logvar);
+    if (slot.has(kGradMu)) slot.store(kGradMu, grad_mu);
+    if (slot.has(kGradLogvar)) {
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v)
+        if (clamp.gradient(logvar[v]) == Acc(0)) grad_logvar[v] = 0;
+      slot.store(kGradLogvar, grad_logvar);
+    }
+  }
+
+ private:
+  template <class S>
+  __device__ void through_sample(const S& slot, const Acc (&sigma)[S::kLanes],
+                                 Acc (&grad_mu)[S::kLanes], Acc (&grad_logvar)[S::kLanes]) const {
+    if (!slot.has(kGradZ) && !slot.has(kGradEps)) return;
+    CompensatedSum<Acc> sum[S::kLanes], product[S::kLanes];
+#pragma unroll 1
+    for (int64_t k = 0; k < slot.repeats(); ++k) {
+      Acc gz[S::kLanes], eps[S::kLanes];
+      slot.load_or(kGradZ, Acc(0), gz, k);
+      if (slot.has(kGradZ) && slot.has(kGradLogvar)) {
+        draw<kNoise>(slot, kEps, eps, k);
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) product[v].add(gz[v] * eps[v], k == 0);
+      }
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
+        sum[v].add(gz[v], k == 0);
+        gz[v] *= sigma[v];
+      }
+      if constexpr (kNoise == Noise::kTensor)
+        if (slot.has(kGradEps)) slot.store(kGradEps, gz, k);
+    }
+#pragma unroll
+    for (int v = 0; v < S::kLanes; ++v) {
+      grad_mu[v] = sum[v].value();
+      grad_logvar[v] = product[v].value() * (Acc(0.5) * sigma[v]);
+    }
+  }
+
+  template <class S>
+  __device__ void through_kl(const S& slot, const Acc (&logvar)[S::kLanes],
+                             const Acc (&sigma)[S::kLanes], Acc (&grad_mu)[S::kLanes],
+                             Acc (&grad_logvar)[S::kLanes]) const {
+    Acc mu[S::kLanes], m2[S::kLanes] = {}, lv2[S::kLanes] = {}, g[S::kLanes];
+    if (grad_kl) {
+      slot.load(kMu, mu);
+      if constexpr (kGeneral) {
+        slot.load_or(kPriorMu, prior.mu, m2);
+        slot.load_or(kPriorLogvar, prior.logvar, lv2);
+      }
+      slot.load_upstream(kGradKl, grad_kl_factor, g);
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
+        const auto kl = prior.divergence(mu[v], clamp(logvar[v]), sigma[v], m2[v], lv2[v]);
+        g[v] *= free_bits_gradient(kl.value, prior.free_bits);
+        m2[v] = -g[v] * kl.mu;
+        grad_mu[v] = madd(g[v], kl.mu, grad_mu[v]);
+        grad_logvar[v] = madd(g[v], kl.logvar, grad_logvar[v]);
+        lv2[v] = g[v] * kl.prior_logvar;
+      }
+    }
+    if constexpr (kGeneral) {
+      if (slot.has(kGradPriorMu)) slot.store(kGradPriorMu, m2);
+      if (slot.has(kGradPriorLogvar)) slot.store(kGradPriorLogvar, lv2);
+    }
+  }
+};
+
+template <class Acc>
+struct BernoulliNllOp {
+  enum { kLogits, kX, kNll, kTensors };
+  static constexpr bool kSums = true, kDraws = false;
+
+  template <class S>
+  __device__ Acc operator()(const S& slot) const {
+    Acc logits[S::kLanes], x[S::kLanes];
+    slot.load(kLogits, logits);
+    slot.load(kX, x);
+#pragma unroll
+    for (int v = 0; v < S::kLanes; ++v) x[v] = genkern::bernoulli_nll(logits[v], x[v]).value;
+    if (slot.has(kNll)) slot.store(kNll, x);
+    return slot.sum(x);
+  }
+};
+
+template <class Acc>
+struct BernoulliNllBackward {
+  enum { kGrad, kLogits, kX, kGradX, kGradLogits, kTensors };
+  static constexpr bool kSums = false, kDraws = false;
+  Acc grad_factor;
+
+  template <class S>
+  __device__ void operator()(const S& slot) const {
+    Acc g[S::kLanes], logits[S::kLanes], x[S::kLanes];
+    slot.load_upstream(kGrad, grad_factor, g);
+    slot.load(kLogits, logits);
+    slot.load(kX, x);
+#pragma unroll
+    for (int v = 0; v < S::kLanes; ++v) {
+      x[v] = g[v] * genkern::bernoulli_nll(logits[v], x[v]).logit;
+      logits[v] = -g[v] * logits[v];
+    }
+    if (slot.has(kGradLogits)) slot.store(kGradLogits, x);
+    if (slot.has(kGradX)) slot.store(kGradX, logits);
+  }
+};
+
+template <class Acc, bool kLearned>
+struct Decoder {
+  LogvarClamp<Acc> clamp;
+  Acc inverse_sigma, half_log_2_pi_variance;
+
+  __device__ auto nll(Acc x_hat, Acc x, Acc logvar) const {
+    if constexpr (kLearned) {
+      return genkern::gaussian_nll(x_hat, x, clamp(logvar));
+    } else {
+      return genkern::gaussian_nll(x_hat, x, inverse_sigma, half_log_2_pi_variance);
+    }
+  }
+};
+
+template <class Acc, bool kLearned>
+struct GaussianNllOp {
+  enum { kXHat, kX, kLogvar, kNll, kTensors };
+  static constexpr bool kSums = true, kDraws = false;
+  Decoder<Acc, kLearned> decoder;
+
+  template <class S>
+  __device__ Acc operator()(const S& slot) const {
+    Acc x_hat[S::kLanes], x[S::kLanes], logvar[S::kLanes];
+    slot.load(kXHat, x_hat);
+    slot.load(kX, x);
+    if constexpr (kLearned) slot.load(kLogvar, logvar);
+#pragma unroll
+    for (int v = 0; v < S::kLanes; ++v) x[v] = decoder.nll(x_hat[v], x[v], logvar[v]).value;
+    if (slot.has(kNll)) slot.store(kNll, x);
+    return slot.sum(x);
+  }
+};
+
+template <class Acc, bool kLearned>
+struct GaussianNllBackward {
+  enum { kGrad, kXHat, kX, kLogvar, kGradLogvar, kGradX, kGradXHat, kTensors };
+  static constexpr bool kSums = false, kDraws = false;
+  Decoder<Acc, kLearned> decoder;
+  Acc grad_factor;
+
+  template <class S>
+  __device__ void operator()(const S& slot) const {
+    Acc g[S::kLanes], x_hat[S::kLanes], x[S::kLanes], logvar[S::kLanes];
+    slot.load_upstream(kGrad, grad_factor, g);
+    slot.load(kXHat, x_hat);
+    slot.load(kX, x);
+    if constexpr (kLearned) slot.load(kLogvar, logvar);
+#pragma unroll
+    for (int v = 0; v < S::kLanes; ++v) {
+      const auto nll = decoder.nll(x_hat[v], x[v], logvar[v]);
+      x[v] = g[v] * nll.x;
+      x_hat[v] = -x[v];
+      if constexpr (kLearned)
+        logvar[v] = decoder.clamp.gradient(logvar[v]) == Acc(0) ? Acc(0) : g[v] * nll.logvar;
+    }
+    if (slot.has(kGradXHat)) slot.store(kGradXHat, x_hat);
+    if (slot.has(kGradX)) slot.store(kGradX, x);
+    if constexpr (kLearned)
+      if (slot.has(kGradLogvar)) slot.store(kGradLogvar, logvar);
+  }
+};
+
+}  // namespace genkern::cuda
