@@ -44,8 +44,7 @@ static inline float load(Half x) {
   const uint32_t magnitude = (x.bits & 0x7fffu) << 13;
   const float rebased = ScalarLanes::as_float(magnitude) * 0x1p112f;
   const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
-  return ScalarLanes::as_float(ScalarLanes::as_uint(rebased) | special |
-                               (x.bits & 0x8000u) << 16);
+  return ScalarLanes::as_float(ScalarLanes::as_uint(rebased) | special | (x.bits & 0x8000u) << 16);
 }
 
 template <class T>
@@ -64,12 +63,12 @@ static inline void store(float value, Half& out) {
   // Normal results: rebase the exponent and round at bit 13. Smaller ones: adding 1/2 leaves the
   // bits in units of 2^-24, rounded by the addition.
   const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-  const uint32_t tiny =
-      ScalarLanes::as_uint(ScalarLanes::as_float(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t tiny = ScalarLanes::as_uint(ScalarLanes::as_float(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;
   // 65520 and above round to infinity.
   const uint32_t large = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  out.bits = static_cast<uint16_t>((magnitude >= 0x477ff000u ? large : finite) | (x >> 16 & 0x8000u));
+  out.bits =
+      static_cast<uint16_t>((magnitude >= 0x477ff000u ? large : finite) | (x >> 16 & 0x8000u));
 }
 
 template <class S, class T>
@@ -267,36 +266,38 @@ class Access {
   void write(int64_t start, int64_t n, const T* from, const T* buffer, int64_t draw = 0) const {
     if (from != buffer) return;
     S* out = reinterpret_cast<S*>(data_) + draw * draw_stride_;
-    dims_->runs(index_, start, n, [&](int64_t offset, int64_t done, int64_t length,
-                                      int64_t stride) {
-      if (stride != 1) {
-        for (int64_t i = 0; i < length; ++i) store(from[done + i], out[offset + i * stride]);
-      } else if (!streaming_) {
-        store_dense(from + done, length, out + offset);
-      } else if constexpr (sizeof(S) == sizeof(T)) {
-        stream(from + done, out + offset, length * static_cast<int64_t>(sizeof(S)));
-      } else {
-        S rounded[kChunk];
-        store_dense(from + done, length, rounded);
-        stream(rounded, out + offset, length * static_cast<int64_t>(sizeof(S)));
-      }
-    });
+    dims_->runs(index_, start, n,
+                [&](int64_t offset, int64_t done, int64_t length, int64_t stride) {
+                  if (stride != 1) {
+                    for (int64_t i = 0; i < length; ++i)
+                      store(from[done + i], out[offset + i * stride]);
+                  } else if (!streaming_) {
+                    store_dense(from + done, length, out + offset);
+                  } else if constexpr (sizeof(S) == sizeof(T)) {
+                    stream(from + done, out + offset, length * static_cast<int64_t>(sizeof(S)));
+                  } else {
+                    S rounded[kChunk];
+                    store_dense(from + done, length, rounded);
+                    stream(rounded, out + offset, length * static_cast<int64_t>(sizeof(S)));
+                  }
+                });
   }
 
  private:
   template <class In>
   void gather(const In* in, int64_t start, int64_t n, T* buffer) const {
-    dims_->runs(index_, start, n, [&](int64_t offset, int64_t done, int64_t length,
-                                      int64_t stride) {
-      if (stride == 1) {
-        load_dense(in + offset, length, buffer + done);
-      } else if (stride == 0) {
-        const T value = load(in[offset]);
-        for (int64_t i = 0; i < length; ++i) buffer[done + i] = value;
-      } else {
-        for (int64_t i = 0; i < length; ++i) buffer[done + i] = load(in[offset + i * stride]);
-      }
-    });
+    dims_->runs(index_, start, n,
+                [&](int64_t offset, int64_t done, int64_t length, int64_t stride) {
+                  if (stride == 1) {
+                    load_dense(in + offset, length, buffer + done);
+                  } else if (stride == 0) {
+                    const T value = load(in[offset]);
+                    for (int64_t i = 0; i < length; ++i) buffer[done + i] = value;
+                  } else {
+                    for (int64_t i = 0; i < length; ++i)
+                      buffer[done + i] = load(in[offset + i * stride]);
+                  }
+                });
   }
 
   char* data_ = nullptr;

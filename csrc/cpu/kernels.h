@@ -1,8 +1,8 @@
-// What library.cpp asks of the kernels: plain structures, no torch.
+// What the operators ask of the kernels: plain structures, no torch.
 //
-// kernels.cpp is compiled once for each instruction set. It includes neither torch's headers nor
-// containers of the standard library: an inline function compiled there with AVX-512 could be the
-// copy that the linker keeps for all.
+// kernels/*.cpp are compiled once for each instruction set. They include neither torch's headers
+// nor containers of the standard library: an inline function compiled there with AVX-512 could be
+// the copy that the linker keeps for all.
 #pragma once
 
 #include <cstdint>
@@ -79,8 +79,11 @@ struct Likelihood : Call {
   View grad, grad_x_hat, grad_x, grad_logvar;
 };
 
-struct Kernels {
+struct RandomKernels {
   void (*numbers)(const Numbers&);
+};
+
+struct VaeKernels {
   void (*posterior)(const Posterior&);
   void (*posterior_backward)(const Posterior&);
   void (*bernoulli)(const Likelihood&);
@@ -89,15 +92,15 @@ struct Kernels {
   void (*gaussian_backward)(const Likelihood&);
 };
 
-namespace baseline {
-const Kernels& kernels();
-}
-namespace avx2 {
-const Kernels& kernels();
-}
-namespace avx512 {
-const Kernels& kernels();
-}
+#define GENKERN_DECLARE_KERNELS(capability) \
+  namespace capability {                    \
+  const RandomKernels& random_kernels();    \
+  const VaeKernels& vae_kernels();          \
+  }
+GENKERN_DECLARE_KERNELS(baseline)
+GENKERN_DECLARE_KERNELS(avx2)
+GENKERN_DECLARE_KERNELS(avx512)
+#undef GENKERN_DECLARE_KERNELS
 
 // Elements a thread works on at a time: eight buffers of floats fit the smallest L1 caches.
 constexpr int64_t kChunk = 1024;
@@ -115,9 +118,7 @@ struct Cut {
     chunks = length > kChunk ? (length + kChunk - 1) / kChunk : 1;
     group = chunks > 1 || length == 0 ? 1 : kChunk / length;
   }
-  int64_t units() const {
-    return chunks > 1 ? segments * chunks : (segments + group - 1) / group;
-  }
+  int64_t units() const { return chunks > 1 ? segments * chunks : (segments + group - 1) / group; }
   int64_t partials() const { return segments * chunks; }
 };
 

@@ -8,11 +8,6 @@
 
 #include <cstdint>
 
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-// GCC's own AVX-512 headers start from a variable on purpose left uninitialised.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -115,9 +110,7 @@ struct Lanes {
   static F as_float(U x) { return reinterpret_cast<F>(x); }
   static U as_uint(F x) { return reinterpret_cast<U>(x); }
   static F broadcast(float x) { return _mm256_set1_ps(x); }
-  static F select(U mask, F a, F b) {
-    return _mm256_blendv_ps(a, b, reinterpret_cast<F>(mask));
-  }
+  static F select(U mask, F a, F b) { return _mm256_blendv_ps(a, b, reinterpret_cast<F>(mask)); }
   static F select_less(F a, F b, F x, F y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
   }
@@ -137,7 +130,8 @@ struct Lanes {
 #if defined(__AVX2__)
 
 // N vectors side by side, as Lanes. An operation is done on all before the next one starts, so the
-// instructions of N independent chains alternate: each chain is longer than what processors reorder.
+// instructions of N independent chains alternate: each chain is longer than what processors
+// reorder.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // alignment of vector types as arguments
 
@@ -155,18 +149,18 @@ GENKERN_HD Pack<V, N> operator-(Pack<V, N> a) {
   for (int i = 0; i < N; ++i) out.v[i] = -a.v[i];
   return out;
 }
-#define GENKERN_PACK_OPERATOR(op)                                           \
-  template <class V, int N>                                                 \
-  GENKERN_HD Pack<V, N> operator op(Pack<V, N> a, Pack<V, N> b) {           \
-    Pack<V, N> out;                                                         \
-    for (int i = 0; i < N; ++i) out.v[i] = a.v[i] op b.v[i];                \
-    return out;                                                             \
-  }                                                                         \
-  template <class V, int N>                                                 \
-  GENKERN_HD Pack<V, N> operator op(Pack<V, N> a, uint32_t b) {             \
-    Pack<V, N> out;                                                         \
-    for (int i = 0; i < N; ++i) out.v[i] = a.v[i] op b;                     \
-    return out;                                                             \
+#define GENKERN_PACK_OPERATOR(op)                                 \
+  template <class V, int N>                                       \
+  GENKERN_HD Pack<V, N> operator op(Pack<V, N> a, Pack<V, N> b) { \
+    Pack<V, N> out;                                               \
+    for (int i = 0; i < N; ++i) out.v[i] = a.v[i] op b.v[i];      \
+    return out;                                                   \
+  }                                                               \
+  template <class V, int N>                                       \
+  GENKERN_HD Pack<V, N> operator op(Pack<V, N> a, uint32_t b) {   \
+    Pack<V, N> out;                                               \
+    for (int i = 0; i < N; ++i) out.v[i] = a.v[i] op b;           \
+    return out;                                                   \
   }
 GENKERN_PACK_OPERATOR(+)
 GENKERN_PACK_OPERATOR(-)
@@ -203,7 +197,8 @@ struct PackLanes {
   static GENKERN_HD F select(U mask, F a, F b) { return each<F>(L::select, mask, a, b); }
 };
 
-// The primitives of math.h for vectors of floats. (Declared here, they would hide those for numbers.)
+// The primitives of math.h for vectors of floats. (Declared here, they would hide those for
+// numbers.)
 using genkern::at_least;
 using genkern::at_most;
 using genkern::clamp;

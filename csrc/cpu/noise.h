@@ -22,7 +22,8 @@ struct Normal {
   }
 #if defined(__AVX2__)
   template <class L>
-  static GENKERN_HD void pairs(typename L::U x, typename L::U y, typename L::F& a, typename L::F& b) {
+  static GENKERN_HD void pairs(typename L::U x, typename L::U y, typename L::F& a,
+                               typename L::F& b) {
     box_muller<L>(x, y, a, b);
   }
 #endif
@@ -38,7 +39,8 @@ struct Uniform {
   }
 #if defined(__AVX2__)
   template <class L>
-  static GENKERN_HD void pairs(typename L::U x, typename L::U y, typename L::F& a, typename L::F& b) {
+  static GENKERN_HD void pairs(typename L::U x, typename L::U y, typename L::F& a,
+                               typename L::F& b) {
     const typename L::F scale = L::broadcast(0x1p-24f);
     a = L::signed_to_float(x & 0x00ffffffu) * scale;
     b = L::signed_to_float(y & 0x00ffffffu) * scale;
@@ -111,8 +113,8 @@ class Philox {
     }
     for (int g = 0; g < G; ++g) {
       const Wide p0 = L::mul(c0[g], m0), p1 = L::mul(c2[g], m1);
-      x[g] = L::words(L::xor3(L::low_high(L::high(p1), p0),
-                              L::low_high(c1[g], L::to_high(c3[g])), keys_[kPhiloxRounds - 1][0]));
+      x[g] = L::words(L::xor3(L::low_high(L::high(p1), p0), L::low_high(c1[g], L::to_high(c3[g])),
+                              keys_[kPhiloxRounds - 1][0]));
       y[g] = L::words(L::low_high(p1, L::to_high(p0)));
     }
   }

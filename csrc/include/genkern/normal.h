@@ -163,8 +163,7 @@ GENKERN_HD void angle(typename L::U y, typename L::F& cosine, typename L::F& sin
 
 // The two normals of a pair of words: r cos 2 pi v and r sin 2 pi v.
 template <class L>
-GENKERN_HD void box_muller(typename L::U x, typename L::U y, typename L::F& a,
-                           typename L::F& b) {
+GENKERN_HD void box_muller(typename L::U x, typename L::U y, typename L::F& a, typename L::F& b) {
   typename L::F cosine, sine;
   typename L::U sign;
   angle<L>(y, cosine, sine, sign);

@@ -1,4 +1,5 @@
-// Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+// Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC
+// 2011.
 //
 // Block i of the stream with key (seed, offset) has the counter words (lo, hi) of
 // (offset + i) mod 2^64, then 0, 0, and the key words (lo, hi) of seed. PyTorch's stateless
@@ -74,8 +75,8 @@ GENKERN_HD Words philox_block(Key key, uint64_t index) {
 // Child `index` of a key: `split(key, n)[index]`.
 GENKERN_HD Key fold_in(Key key, uint64_t index) {
   const Words b = philox_block(key, index);
-  return {b.w[0] | static_cast<uint64_t>(b.w[1]) << 32,
-          b.w[2] | static_cast<uint64_t>(b.w[3]) << 32};
+  return {b.w[0] | static_cast<uint64_t>(b.w[1]) << 32, b.w[2] | static_cast<uint64_t>(b.w[3])
+                                                                     << 32};
 }
 
 }  // namespace genkern

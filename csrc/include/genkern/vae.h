@@ -57,11 +57,12 @@ GENKERN_HD Kl<T> kl_prior(T mu, T l, T m2, T lv2) {
   const T q = exp_saturated(T(-0.25f) * lv2);
   const T s = ((mu - m2) * q) * q;
   const T derivative = T(0.5f) * g.value;
-  return {T(0.5f) * madd(s, s, g.minus_x), (s * q) * q, derivative, -madd(T(0.5f) * s, s, derivative)};
+  return {T(0.5f) * madd(s, s, g.minus_x), (s * q) * q, derivative,
+          -madd(T(0.5f) * s, s, derivative)};
 }
 
-// Free bits (Kingma et al., arXiv:1606.04934, appendix C.8), a coordinate: max(kl, free_bits), whose
-// gradient is 0 below.
+// Free bits (Kingma et al., arXiv:1606.04934, appendix C.8), a coordinate: max(kl, free_bits),
+// whose gradient is 0 below.
 template <class T>
 GENKERN_HD T with_free_bits(T kl, T free_bits) {
   return at_least(kl, free_bits);

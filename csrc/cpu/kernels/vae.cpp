@@ -1,199 +1,13 @@
-// The CPU kernels, for one instruction set: GENKERN_CAPABILITY is its namespace.
-#include "cpu/kernels.h"
+// The VAE family, for one instruction set: GENKERN_CAPABILITY is its namespace.
+#include "genkern/vae.h"
 
 #include <cmath>
 #include <type_traits>
 
-#include "cpu/noise.h"  // first: it silences a warning of the compiler's own headers
-
-#include "cpu/iterate.h"
-#include "genkern/vae.h"
+#include "cpu/driver.h"
 
 namespace genkern::GENKERN_CAPABILITY {
 namespace {
-
-// Least work for a thread, in elements: a parallel region costs microseconds.
-constexpr int64_t kGrain = 16384;
-constexpr int64_t kNoiseGrain = 4096;
-
-// Outputs of this size and more do not fit the caches, and bypass them.
-constexpr int64_t kStreamBytes = int64_t{8} << 20;
-
-// Ends the parallel body of a kernel: calls f(begin, end) on ranges of units.
-template <class F>
-void parallel(Parallel run, int64_t units, int64_t grain, const F& f) {
-  run(
-      units, grain,
-      [](void* context, int64_t begin, int64_t end) {
-        (*static_cast<const F*>(context))(begin, end);
-        stream_fence();
-      },
-      const_cast<void*>(static_cast<const void*>(&f)));
-}
-
-// Calls f.template operator()<S>() with the storage type.
-template <class F>
-void visit(Type type, const F& f) {
-  switch (type) {
-    case Type::kFloat:
-      return f(float());
-    case Type::kDouble:
-      return f(double());
-    case Type::kBFloat16:
-      return f(BFloat16());
-    case Type::kHalf:
-      return f(Half());
-  }
-}
-
-int64_t total(const Shape& shape) {
-  int64_t n = 1;
-  for (int d = 0; d < shape.dims; ++d) n *= shape.sizes[d];
-  return n;
-}
-
-// ---- noise
-
-// Not inlined: long, and called once a chunk from every variant of every kernel.
-template <class T>
-__attribute__((noinline)) void fill_normal(Key key, uint64_t first, int64_t n, T* out) {
-  fill<Normal>(key, first, n, out);
-}
-template <class T>
-__attribute__((noinline)) void fill_uniform(Key key, uint64_t first, int64_t n, T* out) {
-  fill<Uniform>(key, first, n, out);
-}
-
-void numbers(const Numbers& call) {
-  visit(call.type, [&](auto storage) {
-    using S = decltype(storage);
-    using T = typename Arithmetic<S>::T;
-    const int64_t chunks = (call.length + kChunk - 1) / kChunk;
-    S* const out = static_cast<S*>(call.out);
-    const bool streaming =
-        call.samples * call.length * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
-    const int64_t grain = kNoiseGrain / (call.length < kChunk ? call.length + 1 : kChunk) + 1;
-    parallel(call.parallel, call.samples * chunks, grain, [&](int64_t begin, int64_t end) {
-      alignas(64) T buffer[kChunk];
-      alignas(64) S rounded[kChunk];
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t sample = unit / chunks, start = unit % chunks * kChunk;
-        const int64_t n = call.length - start < kChunk ? call.length - start : kChunk;
-        S* const to = out + sample * call.length + start;
-        const Key key = call.keys.data[call.keys.per_sample ? sample : 0];
-        T* direct = buffer;
-        if constexpr (sizeof(S) == sizeof(T)) direct = streaming ? buffer : to;
-        (call.normal ? fill_normal<T> : fill_uniform<T>)(key, static_cast<uint64_t>(start), n, direct);
-        if (direct != buffer) continue;
-        if constexpr (sizeof(S) == sizeof(T)) {
-          stream(buffer, to, n * static_cast<int64_t>(sizeof(S)));
-        } else if (streaming) {
-          store_dense(buffer, n, rounded);
-          stream(rounded, to, n * static_cast<int64_t>(sizeof(S)));
-        } else {
-          store_dense(buffer, n, to);
-        }
-      }
-    });
-  });
-}
-
-// Noise of elements start .. start + n - 1 of the logical shape, for one of `draws` draws.
-template <class T>
-void fill_noise(const Keys& keys, int64_t samples, int64_t size, int64_t draw, int64_t start,
-                int64_t n, T* out) {
-  if (!keys.per_sample) {
-    fill_normal(*keys.data, static_cast<uint64_t>(draw * size + start), n, out);
-    return;
-  }
-  const int64_t length = size / samples;
-  while (n > 0) {
-    const int64_t sample = start / length, within = start % length;
-    const int64_t run = length - within < n ? length - within : n;
-    fill_normal(keys.data[sample], static_cast<uint64_t>(draw * length + within), run, out);
-    start += run;
-    out += run;
-    n -= run;
-  }
-}
-
-// ---- reductions
-
-template <class T>
-T sum(const T* __restrict x, int64_t n) {
-  // Fixed lanes, then a tree: vectorises, and the rounding error grows with n / 64 at most.
-  constexpr int kLanes = 64;
-  T lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) lanes[j] += x[i + j];
-  }
-  for (int j = 0; i + j < n; ++j) lanes[j] += x[i + j];
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
-  }
-  return lanes[0];
-}
-
-// Calls f(begin, end) on ranges of units, on torch's threads.
-template <class F>
-void for_units(const Call& call, const Cut& cut, int64_t grain, const F& f) {
-  const int64_t per_unit = cut.chunks > 1 ? kChunk : cut.group * cut.length;
-  parallel(call.parallel, cut.units(), grain / (per_unit + 1) + 1,
-           [&](int64_t begin, int64_t end) { f(begin, end); });
-}
-
-// Elements of a unit: a chunk of a segment, or a few whole segments.
-struct Unit {
-  int64_t start, n, partial, segments;
-  Unit(const Cut& cut, int64_t index) {
-    if (cut.chunks > 1) {
-      const int64_t offset = index % cut.chunks * kChunk;
-      start = index / cut.chunks * cut.length + offset;
-      n = cut.length - offset < kChunk ? cut.length - offset : kChunk;
-      partial = index;
-      segments = 1;
-    } else {
-      partial = index * cut.group;
-      segments = cut.segments - partial < cut.group ? cut.segments - partial : cut.group;
-      start = partial * cut.length;
-      n = segments * cut.length;
-    }
-  }
-};
-
-// The partial sums of a unit's values.
-template <class T>
-void partial_sums(const Cut& cut, const Unit& unit, const T* values, double* partials) {
-  if (cut.chunks > 1) {
-    partials[unit.partial] = static_cast<double>(sum(values, unit.n));
-    return;
-  }
-  for (int64_t s = 0; s < unit.segments; ++s) {
-    partials[unit.partial + s] = static_cast<double>(sum(values + s * cut.length, cut.length));
-  }
-}
-
-// What a sum is multiplied by.
-double scale(const Call& call) {
-  const double n = static_cast<double>(total(call.shape));
-  if (call.reduction == Reduction::kMean) return 1.0 / n;
-  if (call.reduction == Reduction::kBatchMean) return 1.0 / static_cast<double>(call.shape.samples);
-  return 1.0;
-}
-
-template <class T>
-void finish(const Call& call, const Cut& cut, T* out) {
-  for (int64_t s = 0; s < cut.segments; ++s) {
-    double value = 0.0;
-    for (int64_t c = 0; c < cut.chunks; ++c) value += call.partials[s * cut.chunks + c];
-    out[s] = static_cast<T>(call.reduction == Reduction::kMean
-                                ? value / static_cast<double>(total(call.shape))
-                            : call.reduction == Reduction::kBatchMean
-                                ? value / static_cast<double>(call.shape.samples)
-                                : value);
-  }
-}
 
 // ---- the posterior
 
@@ -240,12 +54,22 @@ void posterior_loop(const Posterior& call, int64_t n, const T* __restrict mu,
 template <class S>
 struct PosteriorAccess {
   explicit PosteriorAccess(const Posterior& call)
-      : views{&call.mu,       &call.logvar,  &call.prior_mu,       &call.prior_logvar, &call.noise,
-              &call.z,        &call.kl,      &call.grad_z,         &call.grad_kl,      &call.grad_mu,
-              &call.grad_logvar, &call.grad_prior_mu, &call.grad_prior_logvar, &call.grad_noise},
+      : views{&call.mu,
+              &call.logvar,
+              &call.prior_mu,
+              &call.prior_logvar,
+              &call.noise,
+              &call.z,
+              &call.kl,
+              &call.grad_z,
+              &call.grad_kl,
+              &call.grad_mu,
+              &call.grad_logvar,
+              &call.grad_prior_mu,
+              &call.grad_prior_logvar,
+              &call.grad_noise},
         dims(call.shape, present, select(), reorder(call), first(call)) {
-    const bool streaming =
-        total(call.shape) * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
+    const bool streaming = total(call.shape) * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
     for (int v = 0; v < kViews; ++v) {
       if (index[v] >= 0) access[v] = Access<S>(*views[v], dims, index[v], v >= 5 && streaming);
     }
@@ -347,8 +171,9 @@ void posterior_variants(bool prior, bool z, bool kl, const F& f) {
   using std::false_type;
   using std::true_type;
   if (!kl) return f(false_type(), true_type(), false_type());
-  if (z) return prior ? f(true_type(), true_type(), true_type())
-                      : f(false_type(), true_type(), true_type());
+  if (z)
+    return prior ? f(true_type(), true_type(), true_type())
+                 : f(false_type(), true_type(), true_type());
   return prior ? f(true_type(), false_type(), true_type())
                : f(false_type(), false_type(), true_type());
 }
@@ -358,28 +183,14 @@ bool has_prior(const Posterior& call) {
          call.prior_logvar_value != 0.0;
 }
 
-// What a kernel is asked to do with an empty tensor: sums are 0, means 0 / 0.
-bool empty(const Call& call, void* out) {
-  const int64_t size = total(call.shape);
-  if (size != 0) return false;
-  if (out != nullptr && call.reduction != Reduction::kNone) {
-    const Cut cut(size, call.shape.samples, call.reduction);
-    if (call.type == Type::kDouble) {
-      finish(call, cut, static_cast<double*>(out));
-    } else {
-      finish(call, cut, static_cast<float*>(out));
-    }
-  }
-  return true;
-}
-
 void posterior(const Posterior& call) {
   if (empty(call, call.kl.data)) return;
   visit(call.type, [&](auto storage) {
-    posterior_variants(has_prior(call), call.z.data, call.kl.data, [&](auto prior, auto z, auto kl) {
-      posterior_typed<decltype(storage), decltype(prior)::value, decltype(z)::value,
-                      decltype(kl)::value>(call);
-    });
+    posterior_variants(has_prior(call), call.z.data, call.kl.data,
+                       [&](auto prior, auto z, auto kl) {
+                         posterior_typed<decltype(storage), decltype(prior)::value,
+                                         decltype(z)::value, decltype(kl)::value>(call);
+                       });
   });
 }
 
@@ -538,8 +349,8 @@ struct FixedGaussian {
     return gaussian_nll(x_hat, x, c.inverse_sigma, c.half_log).value;
   }
   template <class T>
-  static GENKERN_HD void gradients(const Constants<T>& c, T x_hat, T x, T, T g, T& first,
-                                   T& second, T&) {
+  static GENKERN_HD void gradients(const Constants<T>& c, T x_hat, T x, T, T g, T& first, T& second,
+                                   T&) {
     second = g * gaussian_nll(x_hat, x, c.inverse_sigma, c.half_log).x;
     first = -second;
   }
@@ -569,12 +380,12 @@ struct LearnedGaussian {
 template <class S>
 struct LikelihoodAccess {
   explicit LikelihoodAccess(const Likelihood& call)
-      : views{&call.x_hat,      &call.x,      &call.logvar,     &call.nll,
-              &call.grad,       &call.grad_x_hat, &call.grad_x, &call.grad_logvar},
+      : views{&call.x_hat, &call.x,          &call.logvar, &call.nll,
+              &call.grad,  &call.grad_x_hat, &call.grad_x, &call.grad_logvar},
         dims(call.shape, present, select(), true,
-             call.reduction == Reduction::kSample && call.shape.dims > 0 && call.shape.sizes[0] != 1) {
-    const bool streaming =
-        total(call.shape) * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
+             call.reduction == Reduction::kSample && call.shape.dims > 0 &&
+                 call.shape.sizes[0] != 1) {
+    const bool streaming = total(call.shape) * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
     for (int v = 0; v < kViews; ++v) {
       if (index[v] >= 0) access[v] = Access<S>(*views[v], dims, index[v], v != 4 && streaming);
     }
@@ -698,14 +509,10 @@ void gaussian_backward(const Likelihood& call) {
 
 }  // namespace
 
-const Kernels& kernels() {
-  static const Kernels table = {numbers,
-                                posterior,
-                                posterior_backward,
-                                likelihood<Bernoulli>,
-                                likelihood_backward<Bernoulli>,
-                                gaussian,
-                                gaussian_backward};
+const VaeKernels& vae_kernels() {
+  static const VaeKernels table = {
+      posterior, posterior_backward, likelihood<Bernoulli>, likelihood_backward<Bernoulli>,
+      gaussian,  gaussian_backward};
   return table;
 }
 

@@ -1,0 +1,52 @@
+// The operators of libgenkern_cpu.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace genkern {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+Tensor normal(const Tensor& key, std::vector<int64_t> shape, ScalarType dtype);
+Tensor uniform(const Tensor& key, std::vector<int64_t> shape, ScalarType dtype);
+Tensor split(const Tensor& key, int64_t num);
+Tensor fold_in(const Tensor& key, const Tensor& data);
+
+Tensor rsample(const Tensor& mu, const Tensor& logvar, const Optional& key, const Optional& noise,
+               std::optional<int64_t> num_samples, double logvar_min, double logvar_max);
+Tensor kl(const Tensor& mu, const Tensor& logvar, const Optional& prior_mu,
+          const Optional& prior_logvar, double prior_mu_value, double prior_logvar_value,
+          double free_bits, double logvar_min, double logvar_max, int64_t reduction);
+std::tuple<Tensor, Tensor> rsample_kl(const Tensor& mu, const Tensor& logvar,
+                                      const Optional& prior_mu, const Optional& prior_logvar,
+                                      const Optional& key, const Optional& noise,
+                                      double prior_mu_value, double prior_logvar_value,
+                                      double free_bits, double logvar_min, double logvar_max,
+                                      int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rsample_kl_backward(
+    const Optional& grad_z, const Optional& grad_kl, const Tensor& mu, const Tensor& logvar,
+    const Optional& prior_mu, const Optional& prior_logvar, const Optional& key,
+    const Optional& noise, std::optional<int64_t> num_samples, double prior_mu_value,
+    double prior_logvar_value, double free_bits, double logvar_min, double logvar_max,
+    int64_t reduction, int64_t output_mask);
+Tensor bernoulli_nll(const Tensor& logits, const Tensor& x, int64_t reduction);
+std::tuple<Tensor, Tensor> bernoulli_nll_backward(const Tensor& grad, const Tensor& logits,
+                                                  const Tensor& x, int64_t reduction,
+                                                  int64_t output_mask);
+Tensor gaussian_nll(const Tensor& x_hat, const Tensor& x, const Optional& logvar, double sigma,
+                    double logvar_min, double logvar_max, int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor> gaussian_nll_backward(const Tensor& grad, const Tensor& x_hat,
+                                                         const Tensor& x, const Optional& logvar,
+                                                         double sigma, double logvar_min,
+                                                         double logvar_max, int64_t reduction,
+                                                         int64_t output_mask);
+
+}  // namespace genkern
