@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       using Single = FlatPosition<1, Plan<Body::kTensors>>;
 #pragma unroll 1
       for (int64_t i = first; i < plan.tail; i += step)
-        visit(Slot<T, Single, Plan<Body::kTensors>>(plan, stream, sample, plan.row - plan.tail + i));
+        visit(
+            Slot<T, Single, Plan<Body::kTensors>>(plan, stream, sample, plan.row - plan.tail + i));
     }
   }
   if constexpr (Body::kSums) {

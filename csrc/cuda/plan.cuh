@@ -60,7 +60,7 @@ struct Plan {
   double divisor = 1;
 
   int64_t samples = 1, repeats = 1, slots = 0, row = 1;
-  int64_t tail = 0;        // Walk::kFlat: elements after the last whole slot
+  int64_t tail = 0;    // Walk::kFlat: elements after the last whole slot
   int outer_dims = 0;  // the first one varies fastest
   Divisor row_slots, outer[kMaxDims];
   bool aligned = false;  // every row of every tensor starts at a multiple of 16 bytes

@@ -16,8 +16,7 @@ class FlatPosition {
   static constexpr int kLanes = kLaneCount;
   static constexpr bool kFlat = true;
 
-  __device__ FlatPosition(const PlanType& plan, int64_t, int64_t slot)
-      : plan_(plan), slot_(slot) {}
+  __device__ FlatPosition(const PlanType& plan, int64_t, int64_t slot) : plan_(plan), slot_(slot) {}
 
   __device__ int64_t repeats() const { return 1; }
   __device__ int64_t column() const { return slot_ * kLanes; }

@@ -1,8 +1,7 @@
 // normal, uniform, split, fold_in on CUDA devices.
-#include "cuda/random.cuh"
-
 #include "cuda/launch.cuh"
 #include "cuda/ops.h"
+#include "cuda/random.cuh"
 
 namespace genkern::cuda {
 namespace {

@@ -79,8 +79,8 @@ __device__ __forceinline__ uint32_t narrow_two(float low, float high, __half) {
 }
 template <class T>
 __device__ __forceinline__ Pack pack(const float (&x)[8], T type) {
-  return {narrow_two(x[0], x[1], type), narrow_two(x[2], x[3], type),
-          narrow_two(x[4], x[5], type), narrow_two(x[6], x[7], type)};
+  return {narrow_two(x[0], x[1], type), narrow_two(x[2], x[3], type), narrow_two(x[4], x[5], type),
+          narrow_two(x[6], x[7], type)};
 }
 
 // Numbers of the arithmetic type that a Philox block gives.
@@ -120,7 +120,6 @@ class Slot {
       packed_ = plan.aligned && count_ == kLanes;
     }
   }
-
 
   __device__ int64_t repeats() const { return position_.repeats(); }
   __device__ bool has(int i) const { return plan_.tensor[i] != nullptr; }

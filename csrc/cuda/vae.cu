@@ -1,10 +1,9 @@
 // The VAE family on CUDA devices: from tensors to the kernels of vae.cuh.
-#include "cuda/vae.cuh"
-
 #include <cmath>
 
 #include "cuda/launch.cuh"
 #include "cuda/ops.h"
+#include "cuda/vae.cuh"
 
 namespace genkern::cuda {
 namespace {
