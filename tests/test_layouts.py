@@ -254,12 +254,6 @@ def test_more_than_2_31_elements():
     by_sample = kl(mu, logvar, reduction="sample")
     torch.testing.assert_close(by_sample, by_sample[:1].expand(rows), rtol=0, atol=0)
 
-    keys = split(key(1), rows)
-    z = rsample(mu, logvar, key=keys)
-    for row in (0, rows // 2, rows - 1):
-        alone = rsample(mu[row : row + 1], logvar[row : row + 1], key=keys[row : row + 1])
-        assert same_bits(z[row : row + 1], alone)
-    del z
     z = rsample(mu, logvar, key=key(2))
     # Row r of one stream starts at block r * columns / 4.
     offset = (rows - 1) * columns // 4
@@ -267,9 +261,6 @@ def test_more_than_2_31_elements():
         mu[-1:], logvar[-1:], key=torch.tensor([2, offset], dtype=torch.int64).view(torch.uint64)
     )
     assert columns % 4 == 0 and same_bits(z[-1:], last)
-    del z
-    elements = kl(mu, logvar, reduction="none")
-    assert same_bits(elements[-1], elements[0])
 
 
 @pytest.mark.large
