@@ -141,8 +141,9 @@ class Dims {
  public:
   static constexpr int kMaxViews = 16;
 
-  // `reorder` allows the dimensions from `first` on to be visited in the order of the first view's
-  // memory, which makes channels-last tensors contiguous.
+  // `reorder` allows the dimensions from `first` on to be visited in the order of memory, which
+  // makes channels-last tensors contiguous. Of a dimension's strides the largest counts: that of an
+  // expanded tensor is 0, and says nothing.
   Dims(const Shape& shape, const View* const* views, int count, bool reorder, int first) {
     int order[kMaxDims];
     int dims = 0;
@@ -150,10 +151,16 @@ class Dims {
       if (shape.sizes[d] != 1) order[dims++] = d;
     }
     if (reorder) {
-      const int64_t* strides = views[0]->strides;
+      int64_t largest[kMaxDims] = {};
+      for (int i = 0; i < dims; ++i) {
+        for (int v = 0; v < count; ++v) {
+          const int64_t stride = views[v]->strides[order[i]];
+          if (stride > largest[order[i]]) largest[order[i]] = stride;
+        }
+      }
       // Insertion sort, stable; few dimensions.
       for (int i = 1; i < dims; ++i) {
-        for (int j = i; j > 0 && order[j - 1] >= first && strides[order[j - 1]] < strides[order[j]];
+        for (int j = i; j > 0 && order[j - 1] >= first && largest[order[j - 1]] < largest[order[j]];
              --j) {
           const int swap = order[j];
           order[j] = order[j - 1];

@@ -40,6 +40,7 @@ Tensor uniform(const Tensor& key, std::vector<int64_t> shape, ScalarType dtype) 
 }
 
 Tensor split(const Tensor& key, int64_t num) {
+  STD_TORCH_CHECK(num >= 0, "split: expected num of at least 0");
   const std::vector<Key> keys = Arguments::read_keys("split", key);
   std::vector<int64_t> shape{num};
   if (key.dim() == 2) shape.push_back(key.size(0));

@@ -194,14 +194,16 @@ void posterior(const Posterior& call) {
   });
 }
 
+// `along_eps` is the upstream gradient of z times the noise, or null where it is gz * eps: one
+// draw.
 template <class T, bool kPrior, bool kZ, bool kKl>
 void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
                              const T* __restrict mu, const T* __restrict logvar,
                              const T* __restrict m2, const T* __restrict lv2,
-                             const T* __restrict gz, const T* __restrict gz_eps,
-                             const T* __restrict gkl, T* __restrict grad_mu,
-                             T* __restrict grad_logvar, T* __restrict grad_m2,
-                             T* __restrict grad_lv2, T* __restrict sigmas) {
+                             const T* __restrict gz, const T* __restrict eps,
+                             const T* __restrict along_eps, const T* __restrict gkl,
+                             T* __restrict grad_mu, T* __restrict grad_logvar,
+                             T* __restrict grad_m2, T* __restrict grad_lv2) {
   for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
     const PosteriorNumbers<V> c(call);
@@ -211,8 +213,9 @@ void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
     V along_mu = V(0.0f), along_logvar = V(0.0f);
     if constexpr (kZ) {
       along_mu = load_vector<V>(gz + i);
-      along_logvar = V(0.5f) * sigma * load_vector<V>(gz_eps + i);
-      store_vector(sigmas + i, sigma);
+      const V product =
+          along_eps ? load_vector<V>(along_eps + i) : along_mu * load_vector<V>(eps + i);
+      along_logvar = V(0.5f) * sigma * product;
     }
     if constexpr (kKl) {
       const Kl<V> d = divergence<V, kPrior>(load_vector<V>(mu + i), l, sigma,
@@ -232,6 +235,34 @@ void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
   });
 }
 
+// The gradient of explicit noise: that of z times sigma.
+template <class S, class T>
+void noise_gradient(const Posterior& call, const PosteriorAccess<S>& a, int64_t start, int64_t n,
+                    const T* logvar) {
+  alignas(64) T gz_[kChunk], out_[kChunk];
+  const PosteriorNumbers<T> c(call);
+  for (int64_t draw = 0; draw < call.draws; ++draw) {
+    const T* gz = a.grad_z().read(start, n, gz_, draw);
+    T* out = a.access[13].target(start, n, out_, draw);
+    for (int64_t i = 0; i < n; ++i) out[i] = gz[i] * standard_deviation(c.clamp(logvar[i]));
+    a.access[13].write(start, n, out, out_, draw);
+  }
+}
+
+// The sums over `draws` of the upstream gradient and of it times the noise.
+template <class T>
+void add_draw(int64_t n, bool first, const T* __restrict gz, const T* __restrict eps,
+              T* __restrict sum, T* __restrict along_eps) {
+  if (first) {
+    for (int64_t i = 0; i < n; ++i) sum[i] = gz[i], along_eps[i] = gz[i] * eps[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      sum[i] += gz[i];
+      along_eps[i] = madd(gz[i], eps[i], along_eps[i]);
+    }
+  }
+}
+
 template <class S, bool kPrior, bool kZ, bool kKl>
 void posterior_backward_typed(const Posterior& call) {
   using T = typename Arithmetic<S>::T;
@@ -239,72 +270,59 @@ void posterior_backward_typed(const Posterior& call) {
   const int64_t size = total(call.shape);
   const Cut cut(size, 1, Reduction::kNone);
   const double kl_scale = scale(call);
-  // A gradient with respect to z alone along mu asks for no noise.
-  const bool along_eps = call.grad_logvar.data != nullptr;
-  for_units(call, cut, call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
-    alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], gz_[kChunk], gkl_[kChunk];
-    alignas(64) T total_[kChunk], gz_eps[kChunk], sigma[kChunk];
-    alignas(64) T m2_[kPrior ? kChunk : Step<T>::kWidth], lv2_[kPrior ? kChunk : Step<T>::kWidth];
-    alignas(64) T out_[4][kChunk];
-    if constexpr (kPrior) {
-      fill_constant(static_cast<T>(call.prior_mu_value), m2_);
-      fill_constant(static_cast<T>(call.prior_logvar_value), lv2_);
-    }
-    for (int64_t index = begin; index < end; ++index) {
-      const Unit unit(cut, index);
-      const int64_t start = unit.start, n = unit.n;
-      const T* mu = a.mu().read(start, n, mu_);
-      const T* logvar = a.logvar().read(start, n, logvar_);
-      const T* m2 = a.prior_mu() ? a.prior_mu().read(start, n, m2_) : m2_;
-      const T* lv2 = a.prior_logvar() ? a.prior_logvar().read(start, n, lv2_) : lv2_;
-      const T* gkl = kKl ? a.grad_kl().read(start, n, gkl_) : gkl_;
-      const T* gz = gz_;
-      if constexpr (kZ) {
-        for (int64_t draw = 0; draw < call.draws; ++draw) {
-          gz = a.grad_z().read(start, n, gz_, draw);
-          const T* eps = eps_;
-          if (along_eps && call.keys.data) {
-            fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
-          } else if (along_eps) {
-            eps = a.noise().read(start, n, eps_, draw);
-          } else {
-            fill_constant(T(0), eps_);
-          }
-          if (draw == 0) {
-            for (int64_t i = 0; i < n; ++i) gz_eps[i] = gz[i] * eps[i];
-          } else {
-            for (int64_t i = 0; i < n; ++i) gz_eps[i] = madd(gz[i], eps[i], gz_eps[i]);
-          }
-          if (call.draws > 1) {
-            for (int64_t i = 0; i < n; ++i) total_[i] = gz[i] + (draw ? total_[i] : T(0));
-          }
+  // Without a gradient of logvar no noise is needed.
+  const bool draws = call.grad_logvar.data != nullptr;
+  for_units(
+      call, cut, draws && call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
+        alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], gz_[kChunk], gkl_[kChunk];
+        alignas(64) T sum[kChunk], along[kChunk];
+        alignas(64) T m2_[kPrior ? kChunk : Step<T>::kWidth],
+            lv2_[kPrior ? kChunk : Step<T>::kWidth];
+        alignas(64) T out_[4][kChunk];
+        if constexpr (kPrior) {
+          fill_constant(static_cast<T>(call.prior_mu_value), m2_);
+          fill_constant(static_cast<T>(call.prior_logvar_value), lv2_);
         }
-        if (call.draws != 1) gz = total_;
+        if (!draws) fill_constant(T(0), eps_);
         if (call.draws == 0) {
-          fill_constant(T(0), total_);
-          fill_constant(T(0), gz_eps);
+          fill_constant(T(0), sum);
+          fill_constant(T(0), along);
         }
-      }
-      T* out[4];
-      for (int v = 0; v < 4; ++v) {
-        out[v] = a.access[9 + v] ? a.access[9 + v].target(start, n, out_[v]) : out_[v];
-      }
-      posterior_backward_loop<T, kPrior, kZ, kKl>(call, kl_scale, n, mu, logvar, m2, lv2, gz,
-                                                  gz_eps, gkl, out[0], out[1], out[2], out[3],
-                                                  sigma);
-      for (int v = 0; v < 4; ++v) {
-        if (a.access[9 + v]) a.access[9 + v].write(start, n, out[v], out_[v]);
-      }
-      if (kZ && a.access[13]) {
-        for (int64_t draw = 0; draw < call.draws; ++draw) {
-          const T* g = a.grad_z().read(start, n, gz_, draw);
-          T* to = a.access[13].target(start, n, eps_, draw);
-          for (int64_t i = 0; i < n; ++i) to[i] = g[i] * sigma[i];
-          a.access[13].write(start, n, to, eps_, draw);
+        for (int64_t index = begin; index < end; ++index) {
+          const Unit unit(cut, index);
+          const int64_t start = unit.start, n = unit.n;
+          const T* mu = a.mu().read(start, n, mu_);
+          const T* logvar = a.logvar().read(start, n, logvar_);
+          const T* m2 = a.prior_mu() ? a.prior_mu().read(start, n, m2_) : m2_;
+          const T* lv2 = a.prior_logvar() ? a.prior_logvar().read(start, n, lv2_) : lv2_;
+          const T* gkl = kKl ? a.grad_kl().read(start, n, gkl_) : gkl_;
+          const T* gz = gz_;
+          const T* eps = eps_;
+          if constexpr (kZ) {
+            for (int64_t draw = 0; draw < call.draws; ++draw) {
+              gz = a.grad_z().read(start, n, gz_, draw);
+              if (draws && call.keys.data) {
+                fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
+              } else if (draws) {
+                eps = a.noise().read(start, n, eps_, draw);
+              }
+              if (call.draws > 1) add_draw(n, draw == 0, gz, eps, sum, along);
+            }
+            if (call.draws != 1) gz = sum;
+          }
+          T* out[4];
+          for (int v = 0; v < 4; ++v) {
+            out[v] = a.access[9 + v] ? a.access[9 + v].target(start, n, out_[v]) : out_[v];
+          }
+          posterior_backward_loop<T, kPrior, kZ, kKl>(call, kl_scale, n, mu, logvar, m2, lv2, gz,
+                                                      eps, call.draws == 1 ? nullptr : along, gkl,
+                                                      out[0], out[1], out[2], out[3]);
+          for (int v = 0; v < 4; ++v) {
+            if (a.access[9 + v]) a.access[9 + v].write(start, n, out[v], out_[v]);
+          }
+          if (kZ && a.access[13]) noise_gradient(call, a, start, n, logvar);
         }
-      }
-    }
-  });
+      });
 }
 
 void posterior_backward(const Posterior& call) {
