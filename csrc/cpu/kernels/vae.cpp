@@ -144,6 +144,8 @@ void posterior_typed(const Posterior& call) {
         T* z = z_;
         if constexpr (kZ) {
           if (call.keys.data) {
+            a.mu().prefetch(start, n);
+            a.logvar().prefetch(start, n);
             fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
           } else {
             eps = a.noise().read(start, n, eps_, draw);
@@ -302,6 +304,9 @@ void posterior_backward_typed(const Posterior& call) {
             for (int64_t draw = 0; draw < call.draws; ++draw) {
               gz = a.grad_z().read(start, n, gz_, draw);
               if (draws && call.keys.data) {
+                if (kKl) a.mu().prefetch(start, n);
+                a.logvar().prefetch(start, n);
+                a.grad_z().prefetch(start, n, draw);
                 fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
               } else if (draws) {
                 eps = a.noise().read(start, n, eps_, draw);
