@@ -58,7 +58,7 @@ def exp_saturated(x):
 
 @triton.jit
 def expm1(x, e):
-    """expm1(x), and expm1(x) - x, which cancels near 0, hence the series; given e = e^x."""
+    """e^x - 1, and e^x - 1 - x, which cancels near 0, hence the series; given e = e^x."""
     if x.dtype == tl.float64:
         p = tl.fma(x, 1.0 / 1307674368000.0, 1.0 / 87178291200.0)
         p = tl.fma(p, x, 1.0 / 6227020800.0)
