@@ -77,6 +77,45 @@ void fill_noise(const Keys& keys, int64_t samples, int64_t size, int64_t draw, i
   }
 }
 
+// The tensors of a call that are there, by their number; outputs from `first_output` on. Samples
+// are kept apart where they are summed apart.
+template <class S, int kCount>
+class Tensors {
+ public:
+  Tensors(const Call& call, const View* const (&views)[kCount], bool reorder, int first_output)
+      : dims_(call.shape, present_, select(views), reorder, whole_samples(call)) {
+    const bool streaming = total(call.shape) * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
+    int index = 0;
+    for (int v = 0; v < kCount; ++v) {
+      if (!is_present(*views[v])) continue;
+      access_[v] = Access<S>(*views[v], dims_, index++, streaming && v >= first_output);
+    }
+  }
+  // An access points to dims_.
+  Tensors(const Tensors&) = delete;
+  Tensors& operator=(const Tensors&) = delete;
+
+  const Access<S>& operator[](int v) const { return access_[v]; }
+
+ private:
+  static bool is_present(const View& view) { return view.data && view.strides; }
+  static int whole_samples(const Call& call) {
+    const bool apart = call.reduction == Reduction::kSample && call.shape.dims > 0;
+    return apart && call.shape.sizes[0] != 1 ? 1 : 0;
+  }
+  int select(const View* const (&views)[kCount]) {
+    int count = 0;
+    for (int v = 0; v < kCount; ++v) {
+      if (is_present(*views[v])) present_[count++] = views[v];
+    }
+    return count;
+  }
+
+  const View* present_[kCount];
+  Dims dims_;
+  Access<S> access_[kCount];
+};
+
 template <class T>
 T sum(const T* __restrict x, int64_t n) {
   // Fixed lanes, then a tree: vectorises, and the rounding error grows with n / 64 at most.

@@ -29,7 +29,7 @@ GENKERN_HD Kl<T> divergence(T mu, T l, T sigma, [[maybe_unused]] T m2, [[maybe_u
   }
 }
 
-template <class T, bool kPrior, bool kZ, bool kKl>
+template <class T, bool kPrior, bool kDraw, bool kKl>
 void posterior_loop(const Posterior& call, int64_t n, const T* __restrict mu,
                     const T* __restrict logvar, const T* __restrict m2, const T* __restrict lv2,
                     const T* __restrict eps, T* __restrict z, T* __restrict kl) {
@@ -38,8 +38,8 @@ void posterior_loop(const Posterior& call, int64_t n, const T* __restrict mu,
     const PosteriorNumbers<V> c(call);
     const V m = load_vector<V>(mu + i);
     const V l = c.clamp(load_vector<V>(logvar + i));
-    const V sigma = kZ || !kPrior ? standard_deviation(l) : V(0.0f);
-    if constexpr (kZ) {
+    const V sigma = kDraw || !kPrior ? standard_deviation(l) : V(0.0f);
+    if constexpr (kDraw) {
       store_vector(z + i, reparameterise(m, sigma, load_vector<V>(eps + i)));
     }
     if constexpr (kKl) {
@@ -50,76 +50,42 @@ void posterior_loop(const Posterior& call, int64_t n, const T* __restrict mu,
   });
 }
 
-// Tensors of a posterior call, in one order for Dims and for Access.
-template <class S>
-struct PosteriorAccess {
-  explicit PosteriorAccess(const Posterior& call)
-      : views{&call.mu,
-              &call.logvar,
-              &call.prior_mu,
-              &call.prior_logvar,
-              &call.noise,
-              &call.z,
-              &call.kl,
-              &call.grad_z,
-              &call.grad_kl,
-              &call.grad_mu,
-              &call.grad_logvar,
-              &call.grad_prior_mu,
-              &call.grad_prior_logvar,
-              &call.grad_noise},
-        dims(call.shape, present, select(), reorder(call), first(call)) {
-    const bool streaming = total(call.shape) * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
-    for (int v = 0; v < kViews; ++v) {
-      if (index[v] >= 0) access[v] = Access<S>(*views[v], dims, index[v], v >= 5 && streaming);
-    }
-  }
-
-  static constexpr int kViews = 14;
-  const View* views[kViews];
-  const View* present[kViews];
-  int index[kViews];
-  Dims dims;
-  Access<S> access[kViews];
-
-  const Access<S>& mu() const { return access[0]; }
-  const Access<S>& logvar() const { return access[1]; }
-  const Access<S>& prior_mu() const { return access[2]; }
-  const Access<S>& prior_logvar() const { return access[3]; }
-  const Access<S>& noise() const { return access[4]; }
-  const Access<S>& z() const { return access[5]; }
-  const Access<S>& kl() const { return access[6]; }
-  const Access<S>& grad_z() const { return access[7]; }
-  const Access<S>& grad_kl() const { return access[8]; }
-
- private:
-  int select() {
-    int count = 0;
-    for (int v = 0; v < kViews; ++v) {
-      const bool used = views[v]->data != nullptr && views[v]->strides != nullptr;
-      index[v] = used ? count : -1;
-      if (used) present[count++] = views[v];
-    }
-    return count;
-  }
-  // Noise from a key numbers the elements in their logical order.
-  static bool reorder(const Posterior& call) { return call.keys.data == nullptr; }
-  static int first(const Posterior& call) {
-    return call.reduction == Reduction::kSample && call.shape.dims > 0 && call.shape.sizes[0] != 1
-               ? 1
-               : 0;
-  }
+// Tensors of a posterior call. What is written comes last.
+enum PosteriorTensor {
+  kMu,
+  kLogvar,
+  kPriorMu,
+  kPriorLogvar,
+  kNoise,
+  kGradZ,
+  kGradKl,
+  kZ,
+  kKlValue,
+  kGradMu,  // and the other three, in the order of their tensors
+  kGradNoise = kGradMu + 4,
+  kPosteriorTensors
 };
+
+template <class S>
+Tensors<S, kPosteriorTensors> posterior_tensors(const Posterior& call) {
+  return {call,
+          {&call.mu, &call.logvar, &call.prior_mu, &call.prior_logvar, &call.noise, &call.grad_z,
+           &call.grad_kl, &call.z, &call.kl, &call.grad_mu, &call.grad_logvar, &call.grad_prior_mu,
+           &call.grad_prior_logvar, &call.grad_noise},
+          // Noise from a key numbers the elements in their logical order.
+          call.keys.data == nullptr,
+          kZ};
+}
 
 template <class T>
 void fill_constant(T value, T* out) {
   for (int64_t i = 0; i < kChunk; ++i) out[i] = value;
 }
 
-template <class S, bool kPrior, bool kZ, bool kKl>
+template <class S, bool kPrior, bool kDraw, bool kKl>
 void posterior_typed(const Posterior& call) {
   using T = typename Arithmetic<S>::T;
-  const PosteriorAccess<S> a(call);
+  const auto a = posterior_tensors<S>(call);
   const int64_t size = total(call.shape);
   const Cut cut(size, call.shape.samples, kKl ? call.reduction : Reduction::kNone);
   const bool reduce = kKl && call.reduction != Reduction::kNone;
@@ -133,33 +99,33 @@ void posterior_typed(const Posterior& call) {
     for (int64_t index = begin; index < end; ++index) {
       const Unit unit(cut, index);
       const int64_t start = unit.start, n = unit.n;
-      const T* mu = a.mu().read(start, n, mu_);
-      const T* logvar = a.logvar().read(start, n, logvar_);
-      const T* m2 = a.prior_mu() ? a.prior_mu().read(start, n, m2_) : m2_;
-      const T* lv2 = a.prior_logvar() ? a.prior_logvar().read(start, n, lv2_) : lv2_;
+      const T* mu = a[kMu].read(start, n, mu_);
+      const T* logvar = a[kLogvar].read(start, n, logvar_);
+      const T* m2 = a[kPriorMu] ? a[kPriorMu].read(start, n, m2_) : m2_;
+      const T* lv2 = a[kPriorLogvar] ? a[kPriorLogvar].read(start, n, lv2_) : lv2_;
       T* kl = kl_;
-      if constexpr (kKl) kl = reduce ? kl_ : a.kl().target(start, n, kl_);
+      if constexpr (kKl) kl = reduce ? kl_ : a[kKlValue].target(start, n, kl_);
       for (int64_t draw = 0; draw < call.draws; ++draw) {
         const T* eps = eps_;
         T* z = z_;
-        if constexpr (kZ) {
+        if constexpr (kDraw) {
           if (call.keys.data) {
-            a.mu().prefetch(start, n);
-            a.logvar().prefetch(start, n);
+            a[kMu].prefetch(start, n);
+            a[kLogvar].prefetch(start, n);
             fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
           } else {
-            eps = a.noise().read(start, n, eps_, draw);
+            eps = a[kNoise].read(start, n, eps_, draw);
           }
-          z = a.z().target(start, n, z_, draw);
+          z = a[kZ].target(start, n, z_, draw);
         }
-        posterior_loop<T, kPrior, kZ, kKl>(call, n, mu, logvar, m2, lv2, eps, z, kl);
-        if constexpr (kZ) a.z().write(start, n, z, z_, draw);
+        posterior_loop<T, kPrior, kDraw, kKl>(call, n, mu, logvar, m2, lv2, eps, z, kl);
+        if constexpr (kDraw) a[kZ].write(start, n, z, z_, draw);
       }
       if constexpr (kKl) {
         if (reduce) {
           partial_sums(cut, unit, kl, call.partials);
         } else {
-          a.kl().write(start, n, kl, kl_);
+          a[kKlValue].write(start, n, kl, kl_);
         }
       }
     }
@@ -167,7 +133,7 @@ void posterior_typed(const Posterior& call) {
   if (reduce) finish(call, cut, static_cast<T*>(call.kl.data));
 }
 
-// Calls f with kPrior, kZ and kKl as constants, of the combinations that occur.
+// Calls f with kPrior, kDraw and kKl as constants, of the combinations that occur.
 template <class F>
 void posterior_variants(bool prior, bool z, bool kl, const F& f) {
   using std::false_type;
@@ -198,7 +164,7 @@ void posterior(const Posterior& call) {
 
 // `along_eps` is the upstream gradient of z times the noise, or null where it is gz * eps: one
 // draw.
-template <class T, bool kPrior, bool kZ, bool kKl>
+template <class T, bool kPrior, bool kDraw, bool kKl>
 void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
                              const T* __restrict mu, const T* __restrict logvar,
                              const T* __restrict m2, const T* __restrict lv2,
@@ -211,9 +177,9 @@ void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
     const PosteriorNumbers<V> c(call);
     const V raw = load_vector<V>(logvar + i);
     const V l = c.clamp(raw);
-    const V sigma = kZ || !kPrior ? standard_deviation(l) : V(0.0f);
+    const V sigma = kDraw || !kPrior ? standard_deviation(l) : V(0.0f);
     V along_mu = V(0.0f), along_logvar = V(0.0f);
-    if constexpr (kZ) {
+    if constexpr (kDraw) {
       along_mu = load_vector<V>(gz + i);
       const V product =
           along_eps ? load_vector<V>(along_eps + i) : along_mu * load_vector<V>(eps + i);
@@ -239,15 +205,15 @@ void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
 
 // The gradient of explicit noise: that of z times sigma.
 template <class S, class T>
-void noise_gradient(const Posterior& call, const PosteriorAccess<S>& a, int64_t start, int64_t n,
-                    const T* logvar) {
+void noise_gradient(const Posterior& call, const Tensors<S, kPosteriorTensors>& a, int64_t start,
+                    int64_t n, const T* logvar) {
   alignas(64) T gz_[kChunk], out_[kChunk];
   const PosteriorNumbers<T> c(call);
   for (int64_t draw = 0; draw < call.draws; ++draw) {
-    const T* gz = a.grad_z().read(start, n, gz_, draw);
-    T* out = a.access[13].target(start, n, out_, draw);
+    const T* gz = a[kGradZ].read(start, n, gz_, draw);
+    T* out = a[kGradNoise].target(start, n, out_, draw);
     for (int64_t i = 0; i < n; ++i) out[i] = gz[i] * standard_deviation(c.clamp(logvar[i]));
-    a.access[13].write(start, n, out, out_, draw);
+    a[kGradNoise].write(start, n, out, out_, draw);
   }
 }
 
@@ -265,10 +231,10 @@ void add_draw(int64_t n, bool first, const T* __restrict gz, const T* __restrict
   }
 }
 
-template <class S, bool kPrior, bool kZ, bool kKl>
+template <class S, bool kPrior, bool kDraw, bool kKl>
 void posterior_backward_typed(const Posterior& call) {
   using T = typename Arithmetic<S>::T;
-  const PosteriorAccess<S> a(call);
+  const auto a = posterior_tensors<S>(call);
   const int64_t size = total(call.shape);
   const Cut cut(size, 1, Reduction::kNone);
   const double kl_scale = scale(call);
@@ -293,23 +259,23 @@ void posterior_backward_typed(const Posterior& call) {
         for (int64_t index = begin; index < end; ++index) {
           const Unit unit(cut, index);
           const int64_t start = unit.start, n = unit.n;
-          const T* mu = a.mu().read(start, n, mu_);
-          const T* logvar = a.logvar().read(start, n, logvar_);
-          const T* m2 = a.prior_mu() ? a.prior_mu().read(start, n, m2_) : m2_;
-          const T* lv2 = a.prior_logvar() ? a.prior_logvar().read(start, n, lv2_) : lv2_;
-          const T* gkl = kKl ? a.grad_kl().read(start, n, gkl_) : gkl_;
+          const T* mu = a[kMu].read(start, n, mu_);
+          const T* logvar = a[kLogvar].read(start, n, logvar_);
+          const T* m2 = a[kPriorMu] ? a[kPriorMu].read(start, n, m2_) : m2_;
+          const T* lv2 = a[kPriorLogvar] ? a[kPriorLogvar].read(start, n, lv2_) : lv2_;
+          const T* gkl = kKl ? a[kGradKl].read(start, n, gkl_) : gkl_;
           const T* gz = gz_;
           const T* eps = eps_;
-          if constexpr (kZ) {
+          if constexpr (kDraw) {
             for (int64_t draw = 0; draw < call.draws; ++draw) {
-              gz = a.grad_z().read(start, n, gz_, draw);
+              gz = a[kGradZ].read(start, n, gz_, draw);
               if (draws && call.keys.data) {
-                if (kKl) a.mu().prefetch(start, n);
-                a.logvar().prefetch(start, n);
-                a.grad_z().prefetch(start, n, draw);
+                if (kKl) a[kMu].prefetch(start, n);
+                a[kLogvar].prefetch(start, n);
+                a[kGradZ].prefetch(start, n, draw);
                 fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
               } else if (draws) {
-                eps = a.noise().read(start, n, eps_, draw);
+                eps = a[kNoise].read(start, n, eps_, draw);
               }
               if (call.draws > 1) add_draw(n, draw == 0, gz, eps, sum, along);
             }
@@ -317,15 +283,15 @@ void posterior_backward_typed(const Posterior& call) {
           }
           T* out[4];
           for (int v = 0; v < 4; ++v) {
-            out[v] = a.access[9 + v] ? a.access[9 + v].target(start, n, out_[v]) : out_[v];
+            out[v] = a[kGradMu + v] ? a[kGradMu + v].target(start, n, out_[v]) : out_[v];
           }
-          posterior_backward_loop<T, kPrior, kZ, kKl>(call, kl_scale, n, mu, logvar, m2, lv2, gz,
-                                                      eps, call.draws == 1 ? nullptr : along, gkl,
-                                                      out[0], out[1], out[2], out[3]);
+          posterior_backward_loop<T, kPrior, kDraw, kKl>(call, kl_scale, n, mu, logvar, m2, lv2, gz,
+                                                         eps, call.draws == 1 ? nullptr : along,
+                                                         gkl, out[0], out[1], out[2], out[3]);
           for (int v = 0; v < 4; ++v) {
-            if (a.access[9 + v]) a.access[9 + v].write(start, n, out[v], out_[v]);
+            if (a[kGradMu + v]) a[kGradMu + v].write(start, n, out[v], out_[v]);
           }
-          if (kZ && a.access[13]) noise_gradient(call, a, start, n, logvar);
+          if (kDraw && a[kGradNoise]) noise_gradient(call, a, start, n, logvar);
         }
       });
 }
@@ -400,37 +366,24 @@ struct LearnedGaussian {
   }
 };
 
-template <class S>
-struct LikelihoodAccess {
-  explicit LikelihoodAccess(const Likelihood& call)
-      : views{&call.x_hat, &call.x,          &call.logvar, &call.nll,
-              &call.grad,  &call.grad_x_hat, &call.grad_x, &call.grad_logvar},
-        dims(call.shape, present, select(), true,
-             call.reduction == Reduction::kSample && call.shape.dims > 0 &&
-                 call.shape.sizes[0] != 1) {
-    const bool streaming = total(call.shape) * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
-    for (int v = 0; v < kViews; ++v) {
-      if (index[v] >= 0) access[v] = Access<S>(*views[v], dims, index[v], v != 4 && streaming);
-    }
-  }
-  static constexpr int kViews = 8;
-  const View* views[kViews];
-  const View* present[kViews];
-  int index[kViews];
-  Dims dims;
-  Access<S> access[kViews];
-
- private:
-  int select() {
-    int count = 0;
-    for (int v = 0; v < kViews; ++v) {
-      const bool used = views[v]->data != nullptr && views[v]->strides != nullptr;
-      index[v] = used ? count : -1;
-      if (used) present[count++] = views[v];
-    }
-    return count;
-  }
+enum LikelihoodTensor {
+  kXHat,
+  kX,
+  kVariance,
+  kGrad,
+  kNll,
+  kGradXHat,  // and the other two, in the order of their tensors
+  kLikelihoodTensors = kGradXHat + 3
 };
+
+template <class S>
+Tensors<S, kLikelihoodTensors> likelihood_tensors(const Likelihood& call) {
+  return {call,
+          {&call.x_hat, &call.x, &call.logvar, &call.grad, &call.nll, &call.grad_x_hat,
+           &call.grad_x, &call.grad_logvar},
+          true,
+          kNll};
+}
 
 template <class Kind, class T>
 void value_loop(const Likelihood& call, int64_t n, const T* __restrict a, const T* __restrict b,
@@ -466,7 +419,7 @@ void likelihood(const Likelihood& call) {
   visit(call.type, [&](auto storage) {
     using S = decltype(storage);
     using T = typename Arithmetic<S>::T;
-    const LikelihoodAccess<S> a(call);
+    const auto a = likelihood_tensors<S>(call);
     const Cut cut(total(call.shape), call.shape.samples, call.reduction);
     const bool reduce = call.reduction != Reduction::kNone;
     for_units(call, cut, kGrain, [&](int64_t begin, int64_t end) {
@@ -475,15 +428,15 @@ void likelihood(const Likelihood& call) {
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
         const int64_t start = unit.start, n = unit.n;
-        const T* x_hat = a.access[0].read(start, n, x_hat_);
-        const T* x = a.access[1].read(start, n, x_);
-        const T* logvar = a.access[2] ? a.access[2].read(start, n, logvar_) : logvar_;
-        T* out = reduce ? out_ : a.access[3].target(start, n, out_);
+        const T* x_hat = a[kXHat].read(start, n, x_hat_);
+        const T* x = a[kX].read(start, n, x_);
+        const T* logvar = a[kVariance] ? a[kVariance].read(start, n, logvar_) : logvar_;
+        T* out = reduce ? out_ : a[kNll].target(start, n, out_);
         value_loop<Kind>(call, n, x_hat, x, logvar, out);
         if (reduce) {
           partial_sums(cut, unit, out, call.partials);
         } else {
-          a.access[3].write(start, n, out, out_);
+          a[kNll].write(start, n, out, out_);
         }
       }
     });
@@ -496,7 +449,7 @@ void likelihood_backward(const Likelihood& call) {
   visit(call.type, [&](auto storage) {
     using S = decltype(storage);
     using T = typename Arithmetic<S>::T;
-    const LikelihoodAccess<S> a(call);
+    const auto a = likelihood_tensors<S>(call);
     const Cut cut(total(call.shape), 1, Reduction::kNone);
     const double factor = scale(call);
     for_units(call, cut, kGrain, [&](int64_t begin, int64_t end) {
@@ -505,17 +458,17 @@ void likelihood_backward(const Likelihood& call) {
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
         const int64_t start = unit.start, n = unit.n;
-        const T* x_hat = a.access[0].read(start, n, x_hat_);
-        const T* x = a.access[1].read(start, n, x_);
-        const T* logvar = a.access[2] ? a.access[2].read(start, n, logvar_) : logvar_;
-        const T* grad = a.access[4].read(start, n, grad_);
+        const T* x_hat = a[kXHat].read(start, n, x_hat_);
+        const T* x = a[kX].read(start, n, x_);
+        const T* logvar = a[kVariance] ? a[kVariance].read(start, n, logvar_) : logvar_;
+        const T* grad = a[kGrad].read(start, n, grad_);
         T* out[3];
         for (int v = 0; v < 3; ++v) {
-          out[v] = a.access[5 + v] ? a.access[5 + v].target(start, n, out_[v]) : out_[v];
+          out[v] = a[kGradXHat + v] ? a[kGradXHat + v].target(start, n, out_[v]) : out_[v];
         }
         gradient_loop<Kind>(call, factor, n, x_hat, x, logvar, grad, out[0], out[1], out[2]);
         for (int v = 0; v < 3; ++v) {
-          if (a.access[5 + v]) a.access[5 + v].write(start, n, out[v], out_[v]);
+          if (a[kGradXHat + v]) a[kGradXHat + v].write(start, n, out[v], out_[v]);
         }
       }
     });
