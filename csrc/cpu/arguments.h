@@ -4,6 +4,7 @@
 // torch.ops.genkern.* from reading or writing outside a tensor.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -73,16 +74,51 @@ inline Tensor with_large_pages(Tensor x) {
   return x;
 }
 
-inline Tensor new_like(const Tensor& x) { return with_large_pages(torch::stable::empty_like(x)); }
+// torch::stable's factories look an operator up by name in each call; this one does not.
+inline Tensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides,
+                            int32_t dtype) {
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return with_large_pages(Tensor(handle));
+}
 
-inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-  return with_large_pages(torch::stable::new_empty(like, shape, dtype));
+inline int32_t dtype_code(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    default:
+      return aoti_torch_dtype_float32();
+  }
+}
+
+// As torch.empty_like. The strides of tensors with gaps or overlaps are torch's to decide.
+inline Tensor new_like(const Tensor& x) {
+  if (x.numel() == 0 || !x.is_contiguous()) {
+    return with_large_pages(torch::stable::empty_like(x));
+  }
+  return empty_strided(x.dim(), x.sizes().data(), x.strides().data(), dtype_code(x.scalar_type()));
+}
+
+inline Tensor new_tensor(const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= shape[d] > 1 ? shape[d] : 1;
+  }
+  return empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                       dtype_code(dtype));
 }
 
 inline Tensor reduced(const Tensor& like, Reduction reduction) {
   std::vector<int64_t> shape;
   if (reduction == Reduction::kSample) shape.push_back(samples(like));
-  return torch::stable::new_empty(like, shape, arithmetic(like.scalar_type()));
+  return new_tensor(shape, arithmetic(like.scalar_type()));
 }
 
 // Checks the tensors of a call and keeps what its views point into.

@@ -13,7 +13,7 @@ Tensor numbers(const char* function, const Tensor& key, const std::vector<int64_
                   ": expected the first size to be the number of keys");
   Numbers call;
   call.type = type_of(dtype);
-  const Tensor out = new_tensor(key, shape, dtype);
+  const Tensor out = new_tensor(shape, dtype);
   call.samples = per_sample ? shape[0] : 1;
   call.length = call.samples ? out.numel() / call.samples : 0;
   call.keys = {keys.data(), per_sample};

@@ -50,8 +50,7 @@ Tensor result(Arguments& arguments, const Tensor& like, Call& call, View& view) 
 // gradient reaches it: kernels then leave it alone.
 Tensor gradient(const Optional& like, const Tensor& dtype_of, int64_t output_mask, int bit,
                 bool reached = true) {
-  if (!like || !(output_mask >> bit & 1))
-    return torch::stable::new_empty(dtype_of, std::vector<int64_t>{0});
+  if (!like || !(output_mask >> bit & 1)) return new_tensor({0}, dtype_of.scalar_type());
   Tensor out = new_like(*like);
   if (!reached) torch::stable::zero_(out);
   return out;
@@ -86,7 +85,7 @@ Tensor rsample(const Tensor& mu, const Tensor& logvar, const Optional& key, cons
   Posterior call = posterior_call(arguments, mu, logvar, {}, {}, key, noise, num_samples, options);
   std::vector<int64_t> shape(mu.sizes().begin(), mu.sizes().end());
   if (num_samples) shape.insert(shape.begin(), *num_samples);
-  const Tensor z = num_samples ? new_tensor(mu, shape, mu.scalar_type()) : new_like(mu);
+  const Tensor z = num_samples ? new_tensor(shape, mu.scalar_type()) : new_like(mu);
   call.z = arguments.drawn(z, num_samples);
   if (z.numel()) GENKERN_KERNELS(vae).posterior(call);
   return z;
