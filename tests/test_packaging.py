@@ -252,15 +252,7 @@ def test_editable_install(native, tmp_path):
     python = tmp_path / "env" / "bin" / "python"
     packages = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
     (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
-    pip = (
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--disable-pip-version-check",
-    )
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--ignore-installed")
     answer = run(*pip, "install", *options, "--editable", source, GENKERN_BUILD="cpu")
     assert answer.returncode == 0, answer.stdout
