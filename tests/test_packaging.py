@@ -6,7 +6,7 @@ of this environment.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import re
@@ -26,14 +26,19 @@ DRAW = "import genkern; print(genkern.random.normal(genkern.random.key(42), 2).t
 # The known start of the stream, to four digits.
 DRAWN = [-0.9702, 0.1940]
 
+
+def installed(*packages: str) -> bool:
+    """Not by find_spec: asked for pip, setuptools gives up replacing distutils in this process."""
+    return {d.name.lower() for d in importlib.metadata.distributions()}.issuperset(packages)
+
+
 needs_tools = pytest.mark.skipif(
-    not (ROOT / "setup.py").is_file()
-    or any(importlib.util.find_spec(name) is None for name in ("setuptools", "pip")),
+    not (ROOT / "setup.py").is_file() or not installed("setuptools", "pip"),
     reason="needs the source tree, setuptools and pip",
 )
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++")))
-    or any(importlib.util.find_spec(name) is None for name in ("cmake", "ninja", "pybind11")),
+    or not installed("cmake", "ninja", "pybind11"),
     reason="needs a C++ compiler, cmake, ninja and pybind11",
 )
 pytestmark = needs_tools
