@@ -171,11 +171,10 @@ void partial_sums(const Cut& cut, const Unit& unit, const T* values, double* par
   }
 }
 
-// What a sum is multiplied by.
-inline double scale(const Call& call) {
-  const double n = static_cast<double>(total(call.shape));
-  if (call.reduction == Reduction::kMean) return 1.0 / n;
-  if (call.reduction == Reduction::kBatchMean) return 1.0 / static_cast<double>(call.shape.samples);
+// What a sum is divided by.
+inline double divisor(const Call& call) {
+  if (call.reduction == Reduction::kMean) return static_cast<double>(total(call.shape));
+  if (call.reduction == Reduction::kBatchMean) return static_cast<double>(call.shape.samples);
   return 1.0;
 }
 
@@ -184,10 +183,7 @@ void finish(const Call& call, const Cut& cut, T* out) {
   for (int64_t s = 0; s < cut.segments; ++s) {
     double value = 0.0;
     for (int64_t c = 0; c < cut.chunks; ++c) value += call.partials[s * cut.chunks + c];
-    out[s] = static_cast<T>(
-        call.reduction == Reduction::kMean        ? value / static_cast<double>(total(call.shape))
-        : call.reduction == Reduction::kBatchMean ? value / static_cast<double>(call.shape.samples)
-                                                  : value);
+    out[s] = static_cast<T>(value / divisor(call));
   }
 }
 

@@ -237,7 +237,7 @@ void posterior_backward_typed(const Posterior& call) {
   const auto a = posterior_tensors<S>(call);
   const int64_t size = total(call.shape);
   const Cut cut(size, 1, Reduction::kNone);
-  const double kl_scale = scale(call);
+  const double kl_scale = 1.0 / divisor(call);
   // Without a gradient of logvar no noise is needed.
   const bool draws = call.grad_logvar.data != nullptr;
   for_units(
@@ -451,7 +451,7 @@ void likelihood_backward(const Likelihood& call) {
     using T = typename Arithmetic<S>::T;
     const auto a = likelihood_tensors<S>(call);
     const Cut cut(total(call.shape), 1, Reduction::kNone);
-    const double factor = scale(call);
+    const double factor = 1.0 / divisor(call);
     for_units(call, cut, kGrain, [&](int64_t begin, int64_t end) {
       alignas(64) T x_hat_[kChunk], x_[kChunk], logvar_[kChunk], grad_[kChunk], out_[3][kChunk];
       fill_constant(T(0), logvar_);
