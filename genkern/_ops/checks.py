@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from genkern._ops.vae import REDUCTIONS
+from genkern._ops.elements import REDUCTIONS
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -22,70 +22,28 @@ import torch
 from torch import Tensor
 
 from genkern._ops import random
+from genkern._ops.elements import (
+    NONE,
+    REDUCTIONS,
+    arithmetic,
+    asked,
+    mask_of,
+    masked,
+    masked_fake,
+    reduce,
+    reduced_fake,
+    sample_layouts,
+    spread,
+    upstream,
+    wide,
+    with_layout,
+)
 from genkern._ops.op import Args, Op, Sample
 from genkern._ops.random import sample_key
-
-# torch's numbering (aten/src/ATen/core/Reduction.h), extended.
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "batchmean": 3, "sample": 4}
-_NONE, _MEAN, _SUM, _BATCHMEAN, _SAMPLE = REDUCTIONS.values()
 
 _LOG_2_PI = math.log(2.0 * math.pi)
 _NO_CLAMP = (-math.inf, math.inf)
 _STANDARD = (0.0, 0.0)
-
-
-def _arithmetic(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(_arithmetic(x.dtype))
-
-
-def _batch(x: Tensor) -> int:
-    return x.shape[0] if x.dim() else 1
-
-
-# torch.sum of one value splits long inputs among the threads; no row here is that long.
-_ROW = 4096
-
-
-def _row_sums(x: Tensor) -> Tensor:
-    """Sums of the rows of (B, n), in an order fixed by the shape."""
-    while x.shape[1] > _ROW:
-        padded = torch.nn.functional.pad(x, (0, -x.shape[1] % _ROW))
-        x = padded.reshape(x.shape[0], padded.shape[1] // _ROW, _ROW).sum(2)
-    return x.sum(1)
-
-
-def _reduce(x: Tensor, reduction: int, dtype: torch.dtype) -> Tensor:
-    """Reduces float32 (float64) values; `none` rounds them to dtype."""
-    if reduction == _NONE:
-        return x.to(dtype)
-    if reduction == _SAMPLE:
-        return _row_sums(x.reshape(_batch(x), math.prod(x.shape[1:])))
-    total = _row_sums(x.reshape(1, x.numel()))[0]
-    if reduction == _SUM:
-        return total
-    return total / (x.numel() if reduction == _MEAN else _batch(x))
-
-
-def _spread(grad: Tensor, like: Tensor, reduction: int) -> Tensor:
-    """The gradient of the reduced values, broadcast over the elements of `like`."""
-    if reduction == _NONE:
-        return grad
-    if reduction == _SAMPLE:
-        return grad.reshape(_batch(like), *[1] * (like.dim() - 1)) if like.dim() else grad[0]
-    if reduction == _MEAN:
-        return grad / like.numel()
-    return grad / _batch(like) if reduction == _BATCHMEAN else grad
-
-
-def _reduced_fake(like: Tensor, reduction: int) -> Tensor:
-    if reduction == _NONE:
-        return torch.empty_like(like)
-    shape = [_batch(like)] if reduction == _SAMPLE else []
-    return like.new_empty(shape, dtype=_arithmetic(like.dtype))
 
 
 def _g(x: Tensor) -> Tensor:
@@ -105,10 +63,10 @@ def _eps(key: Tensor | None, noise: Tensor | None, mu: Tensor, num_samples: int 
     """The noise in float32 (float64), in z's shape, or with K in front."""
     shape = list(mu.shape) if num_samples is None else [num_samples, *mu.shape]
     if noise is not None:
-        return _wide(noise)
+        return wide(noise)
     if key is None:
         raise ValueError("rsample: expected key or noise, got neither")
-    dtype = _arithmetic(mu.dtype)
+    dtype = arithmetic(mu.dtype)
     if num_samples is None or key.dim() == 1:
         return random.normal(key, shape, dtype)  # type: ignore[no-any-return]
     # A sample's stream covers (K, rest).
@@ -125,14 +83,9 @@ def _rsample_reference(
     logvar_min: float,
     logvar_max: float,
 ) -> Tensor:
-    sigma = torch.exp(0.5 * _wide(logvar).clamp(logvar_min, logvar_max))
-    z = _wide(mu) + sigma * _eps(key, noise, mu, num_samples)
-    return _like(z.to(mu.dtype), _z_fake(mu, num_samples))
-
-
-def _like(x: Tensor, layout: Tensor) -> Tensor:
-    """x with the strides of `layout`."""
-    return x if x.stride() == layout.stride() else layout.copy_(x)
+    sigma = torch.exp(0.5 * wide(logvar).clamp(logvar_min, logvar_max))
+    z = wide(mu) + sigma * _eps(key, noise, mu, num_samples)
+    return with_layout(z.to(mu.dtype), _z_fake(mu, num_samples))
 
 
 def _z_fake(mu: Tensor, num_samples: int | None) -> Tensor:
@@ -150,12 +103,12 @@ def _kl_parts(
     logvar_max: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """s, exp(-lv2/4) and d."""
-    l1 = _wide(logvar).clamp(logvar_min, logvar_max)
-    m2 = prior_mu_value if prior_mu is None else _wide(prior_mu)
-    lv2 = torch.full_like(l1, prior_logvar_value) if prior_logvar is None else _wide(prior_logvar)
+    l1 = wide(logvar).clamp(logvar_min, logvar_max)
+    m2 = prior_mu_value if prior_mu is None else wide(prior_mu)
+    lv2 = torch.full_like(l1, prior_logvar_value) if prior_logvar is None else wide(prior_logvar)
     # Kept finite: 0 times infinity would be a NaN.
     q = torch.exp((-0.25 * lv2).clamp(max=709.0 if l1.dtype == torch.float64 else 88.0))
-    return ((_wide(mu) - m2) * q) * q, q, l1 - lv2
+    return ((wide(mu) - m2) * q) * q, q, l1 - lv2
 
 
 def _kl_reference(
@@ -176,8 +129,8 @@ def _kl_reference(
     )  # fmt: skip
     kl = 0.5 * (s * s + _g(d))
     kl = torch.where(kl < free_bits, free_bits, kl)
-    kl = _reduce(kl, reduction, mu.dtype)
-    return _like(kl, torch.empty_like(mu)) if reduction == _NONE else kl
+    kl = reduce(kl, reduction, mu.dtype)
+    return with_layout(kl, torch.empty_like(mu)) if reduction == NONE else kl
 
 
 def _rsample_kl_reference(
@@ -221,13 +174,13 @@ def _rsample_kl_backward_reference(
     reduction: int,
     output_mask: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    wide = _wide(logvar)
-    l1 = wide.clamp(logvar_min, logvar_max)
-    active = ~((wide < logvar_min) | (wide > logvar_max))
-    zero = torch.zeros_like(wide)
-    grads = [zero, zero, zero, zero, zero]
+    lv = wide(logvar)
+    l1 = lv.clamp(logvar_min, logvar_max)
+    active = ~((lv < logvar_min) | (lv > logvar_max))
+    zero = torch.zeros_like(lv)
+    grads = [zero] * 5
     if grad_z is not None:
-        gz = _wide(grad_z)
+        gz = wide(grad_z)
         sigma = torch.exp(0.5 * l1)
         if output_mask & 0b10:
             along = gz * _eps(key, noise, mu, num_samples)
@@ -241,7 +194,7 @@ def _rsample_kl_backward_reference(
             mu, logvar, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
             logvar_min, logvar_max,
         )  # fmt: skip
-        gk = _spread(_wide(grad_kl), mu, reduction)
+        gk = spread(wide(grad_kl), mu, reduction)
         g = _g(d)
         gk = torch.where(0.5 * (s * s + g) < free_bits, 0.0, gk)
         along_mu, along_logvar = gk * ((s * q) * q), gk * (0.5 * torch.expm1(d))
@@ -250,15 +203,12 @@ def _rsample_kl_backward_reference(
         grads[2] = -along_mu
         grads[3] = -(gk * (0.5 * s * s) + along_logvar)
     grads[1] = torch.where(active, grads[1], 0.0)
-    layouts = _rsample_kl_backward_fake(
+    fakes = _rsample_kl_backward_fake(
         grad_z, grad_kl, mu, logvar, prior_mu, prior_logvar, key, noise, num_samples,
         prior_mu_value, prior_logvar_value, free_bits, logvar_min, logvar_max, reduction,
         output_mask,
     )  # fmt: skip
-    return tuple(  # type: ignore[return-value]
-        _like(g.expand(out.shape).to(out.dtype), out) if output_mask >> i & 1 else out
-        for i, (g, out) in enumerate(zip(grads, layouts, strict=True))
-    )
+    return masked(grads, fakes, output_mask)
 
 
 def _rsample_kl_backward_fake(
@@ -279,51 +229,39 @@ def _rsample_kl_backward_fake(
     reduction: int,
     output_mask: int,
 ) -> tuple[Tensor, ...]:
-    likes = (mu, logvar, prior_mu, prior_logvar, noise)
-    return tuple(
-        torch.empty_like(like) if output_mask >> i & 1 and like is not None else mu.new_empty(0)
-        for i, like in enumerate(likes)
-    )
+    return masked_fake((mu, logvar, prior_mu, prior_logvar, noise), output_mask, mu)
 
 
 def _bernoulli_nll_reference(logits: Tensor, x: Tensor, reduction: int) -> Tensor:
-    a, wide_x = _wide(logits), _wide(x)
+    a, wide_x = wide(logits), wide(x)
     nll = a.clamp(min=0.0) - a * wide_x + torch.log1p(torch.exp(-a.abs()))
-    nll = _reduce(nll, reduction, logits.dtype)
-    return _like(nll, torch.empty_like(logits)) if reduction == _NONE else nll
+    nll = reduce(nll, reduction, logits.dtype)
+    return with_layout(nll, torch.empty_like(logits)) if reduction == NONE else nll
 
 
 def _bernoulli_nll_backward_reference(
     grad: Tensor, logits: Tensor, x: Tensor, reduction: int, output_mask: int
 ) -> tuple[Tensor, Tensor]:
-    a = _wide(logits)
-    g = _spread(_wide(grad), logits, reduction)
-    layouts = _pair_fake(grad, logits, x, reduction, output_mask)
-    return tuple(  # type: ignore[return-value]
-        _like(v.to(out.dtype), out) if output_mask >> i & 1 else out
-        for i, (v, out) in enumerate(
-            zip((g * (torch.sigmoid(a) - _wide(x)), -g * a), layouts, strict=True)
-        )
-    )
+    a = wide(logits)
+    g = spread(wide(grad), logits, reduction)
+    fakes = _pair_fake(grad, logits, x, reduction, output_mask)
+    return masked((g * (torch.sigmoid(a) - wide(x)), -g * a), fakes, output_mask)
 
 
 def _pair_fake(
     grad: Tensor, first: Tensor, second: Tensor, reduction: int, output_mask: int
 ) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.empty_like(like) if output_mask >> i & 1 else first.new_empty(0)
-        for i, like in enumerate((first, second))
-    )
+    return masked_fake((first, second), output_mask, first)
 
 
 def _gaussian_parts(
     x_hat: Tensor, x: Tensor, logvar: Tensor | None, sigma: float, lo: float, hi: float
 ) -> tuple[Tensor, Tensor | float, Tensor | float]:
     """(x - x_hat) / sigma, the square root of 1 / sigma, log sigma^2."""
-    difference = _wide(x) - _wide(x_hat)
+    difference = wide(x) - wide(x_hat)
     if logvar is None:
         return difference / sigma, sigma**-0.5, 2.0 * math.log(sigma)
-    clamped = _wide(logvar).clamp(lo, hi)
+    clamped = wide(logvar).clamp(lo, hi)
     limit = 709.0 if clamped.dtype == torch.float64 else 88.0
     q = torch.exp((-0.25 * clamped).clamp(max=limit))
     return (difference * q) * q, q, clamped
@@ -340,8 +278,8 @@ def _gaussian_nll_reference(
 ) -> Tensor:
     r, _, log_variance = _gaussian_parts(x_hat, x, logvar, sigma, logvar_min, logvar_max)
     nll = 0.5 * (r * r + (log_variance + _LOG_2_PI))
-    nll = _reduce(nll, reduction, x_hat.dtype)
-    return _like(nll, torch.empty_like(x_hat)) if reduction == _NONE else nll
+    nll = reduce(nll, reduction, x_hat.dtype)
+    return with_layout(nll, torch.empty_like(x_hat)) if reduction == NONE else nll
 
 
 def _gaussian_nll_backward_reference(
@@ -356,19 +294,16 @@ def _gaussian_nll_backward_reference(
     output_mask: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r, q, _ = _gaussian_parts(x_hat, x, logvar, sigma, logvar_min, logvar_max)
-    g = _spread(_wide(grad), x_hat, reduction)
+    g = spread(wide(grad), x_hat, reduction)
     along_x = g * ((r * q) * q)
     along_logvar = g * (0.5 - 0.5 * r * r)
     if logvar is not None:
-        wide = _wide(logvar)
-        along_logvar = torch.where((wide < logvar_min) | (wide > logvar_max), 0.0, along_logvar)
-    layouts = _gaussian_nll_backward_fake(
+        lv = wide(logvar)
+        along_logvar = torch.where((lv < logvar_min) | (lv > logvar_max), 0.0, along_logvar)
+    fakes = _gaussian_nll_backward_fake(
         grad, x_hat, x, logvar, sigma, logvar_min, logvar_max, reduction, output_mask
     )
-    return tuple(  # type: ignore[return-value]
-        _like(v.to(out.dtype), out) if output_mask >> i & 1 else out
-        for i, (v, out) in enumerate(zip((-along_x, along_x, along_logvar), layouts, strict=True))
-    )
+    return masked((-along_x, along_x, along_logvar), fakes, output_mask)
 
 
 def _gaussian_nll_backward_fake(
@@ -382,22 +317,10 @@ def _gaussian_nll_backward_fake(
     reduction: int,
     output_mask: int,
 ) -> tuple[Tensor, ...]:
-    likes = (x_hat, x, logvar)
-    return tuple(
-        torch.empty_like(like) if output_mask >> i & 1 and like is not None else x_hat.new_empty(0)
-        for i, like in enumerate(likes)
-    )
+    return masked_fake((x_hat, x, logvar), output_mask, x_hat)
 
 
 # ---- backward formulas: which operator, with which arguments
-
-
-def _mask(needs: Sequence[bool]) -> int:
-    return sum(1 << i for i, need in enumerate(needs) if need)
-
-
-def _asked(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
 
 
 def _rsample_formula(
@@ -411,7 +334,7 @@ def _rsample_formula(
         # Only the layout of mu matters, and logvar has it: mu need not be kept.
         grads = rsample_kl_backward(
             grad_z, None, logvar, logvar, None, None, key, noise, num_samples, 0.0, 0.0, 0.0,
-            lo, hi, _NONE, _mask(from_kernel),
+            lo, hi, NONE, mask_of(from_kernel),
         )  # fmt: skip
     grad_mu = (grads[0] if num_samples is not None else grad_z) if needs[0] else None
     return (
@@ -428,9 +351,9 @@ def _kl_formula(args: Args, needs: Sequence[bool], grad_kl: Tensor) -> tuple[Ten
     wanted = (*needs[:4], False)
     grads = rsample_kl_backward(
         None, grad_kl, mu, logvar, m2, lv2, None, None, None, m2_value, lv2_value, free_bits,
-        lo, hi, reduction, _mask(wanted),
+        lo, hi, reduction, mask_of(wanted),
     )  # fmt: skip
-    return (*_asked(grads, wanted)[:4], *[None] * 6)
+    return (*asked(grads, wanted)[:4], *[None] * 6)
 
 
 def _rsample_kl_formula(
@@ -440,9 +363,9 @@ def _rsample_kl_formula(
     wanted = (*needs[:4], needs[5] and grad_z is not None)
     grads = rsample_kl_backward(
         grad_z, grad_kl, mu, logvar, m2, lv2, key, noise, None, m2_value, lv2_value, free_bits,
-        lo, hi, reduction, _mask(wanted),
+        lo, hi, reduction, mask_of(wanted),
     )  # fmt: skip
-    found = _asked(grads, wanted)
+    found = asked(grads, wanted)
     return (*found[:4], None, found[4], *[None] * 6)
 
 
@@ -450,49 +373,23 @@ def _bernoulli_nll_formula(
     args: Args, needs: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     logits, x, reduction = args
-    grads = bernoulli_nll_backward(grad, logits, x, reduction, _mask(needs[:2]))
-    return (*_asked(grads, needs[:2]), None)
+    grads = bernoulli_nll_backward(grad, logits, x, reduction, mask_of(needs[:2]))
+    return (*asked(grads, needs[:2]), None)
 
 
 def _gaussian_nll_formula(
     args: Args, needs: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    grads = gaussian_nll_backward(grad, *args, _mask(needs[:3]))
-    return (*_asked(grads, needs[:3]), *[None] * 4)
+    grads = gaussian_nll_backward(grad, *args, mask_of(needs[:3]))
+    return (*asked(grads, needs[:3]), *[None] * 4)
 
 
 # ---- samples
 
 
-def layouts(
-    device: torch.device, dtype: torch.dtype, count: int
-) -> Iterator[tuple[str, list[Tensor]]]:
-    """`count` tensors of one shape in each layout an operator must take."""
-    generator = torch.Generator().manual_seed(0)
-
-    def new(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
-
-    yield "contiguous", [new(4, 3, 5, 7) for _ in range(count)]
-    yield "large", [new(3, 5000) for _ in range(count)]
-    yield "small", [new(9, 2) for _ in range(count)]
-    yield (
-        "channels_last",
-        [new(2, 6, 4, 8).to(memory_format=torch.channels_last) for _ in range(count)],
-    )
-    yield "chunk", list(new(2, 4 * count, 6, 6).chunk(count, dim=1))
-    yield "mixed", [new(4, 6) if i % 2 == 0 else new(6, 4).t() for i in range(count)]
-    yield "strided", [new(3, 8, 10)[:, ::2, 1::3] for _ in range(count)]
-    yield "expanded", [new(3, 1, 5).expand(3, 4, 5) for _ in range(count)]
-    yield "5d", [new(2, 3, 2, 4, 2) for _ in range(count)]
-    yield "empty", [new(0, 3) for _ in range(count)]
-    yield "empty_rest", [new(3, 0) for _ in range(count)]
-    yield "0d", [new() for _ in range(count)]
-
-
 def _rsample_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     key = sample_key(device)
-    for name, (mu, logvar, noise) in layouts(device, dtype, 3):
+    for name, (mu, logvar, noise) in sample_layouts(device, dtype, 3):
         yield Sample(name, (mu, logvar, key, None, None, *_NO_CLAMP))
         yield Sample(f"{name}-noise", (mu, logvar, None, noise, None, -0.5, 0.5))
         yield Sample(f"{name}-k3", (mu, logvar, key, None, 3, *_NO_CLAMP))
@@ -516,7 +413,7 @@ def _priors(
 
 
 def _kl_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    for name, (mu, logvar, m2, lv2) in layouts(device, dtype, 4):
+    for name, (mu, logvar, m2, lv2) in sample_layouts(device, dtype, 4):
         for word, reduction in REDUCTIONS.items():
             prior = _priors(name + word, m2, lv2)
             free_bits = 0.3 if word in ("none", "mean") else 0.0
@@ -525,7 +422,7 @@ def _kl_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
 
 
 def _rsample_kl_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    for name, (mu, logvar, m2, lv2, noise) in layouts(device, dtype, 5):
+    for name, (mu, logvar, m2, lv2, noise) in sample_layouts(device, dtype, 5):
         for word, reduction in REDUCTIONS.items():
             m2_, lv2_, m2_value, lv2_value = _priors(word + name, m2, lv2)
             per_sample = mu.dim() > 0 and word in ("sample", "mean")
@@ -540,49 +437,40 @@ def _rsample_kl_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sa
             )  # fmt: skip
 
 
-def _upstream(out: Tensor, name: str) -> Tensor:
-    """An upstream gradient: dense, or stride 0 as from `out.sum()`."""
-    generator = torch.Generator().manual_seed(1)
-    if name.startswith(("large", "small")):
-        return torch.full((), 0.5, dtype=out.dtype, device=out.device).expand(out.shape)
-    values = torch.randn(out.shape, generator=generator, dtype=torch.float64)
-    return values.to(out.device, out.dtype)
-
-
 def _rsample_kl_backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for case in _rsample_kl_samples(device, dtype):
         mu, logvar, m2, lv2, key, noise, *rest = case.args
         reduction = rest[-1]
-        grad_z = _upstream(_z_fake(mu, None), case.id)
-        grad_kl = _upstream(_reduced_fake(mu, reduction), case.id)
+        grad_z = upstream(_z_fake(mu, None), case.id)
+        grad_kl = upstream(reduced_fake(mu, reduction), case.id)
         wanted = (True, True, m2 is not None, lv2 is not None, noise is not None)
         yield Sample(
             case.id,
-            (grad_z, grad_kl, mu, logvar, m2, lv2, key, noise, None, *rest, _mask(wanted)),
+            (grad_z, grad_kl, mu, logvar, m2, lv2, key, noise, None, *rest, mask_of(wanted)),
         )
     for case in _kl_samples(device, dtype):
         mu, logvar, m2, lv2, *rest = case.args
-        grad_kl = _upstream(_reduced_fake(mu, rest[-1]), case.id)
-        mask = _mask((True, True, m2 is not None, lv2 is not None))
+        grad_kl = upstream(reduced_fake(mu, rest[-1]), case.id)
+        mask = mask_of((True, True, m2 is not None, lv2 is not None))
         yield Sample(
             f"kl-{case.id}",
             (None, grad_kl, mu, logvar, m2, lv2, None, None, None, *rest, mask),
         )
     for case in _rsample_samples(device, dtype):
         mu, logvar, key, noise, num_samples, lo, hi = case.args
-        grad_z = _upstream(_z_fake(mu, num_samples), case.id)
-        mask = _mask((num_samples is not None, True, False, False, noise is not None))
+        grad_z = upstream(_z_fake(mu, num_samples), case.id)
+        mask = mask_of((num_samples is not None, True, False, False, noise is not None))
         yield Sample(
             f"rsample-{case.id}",
             (
                 grad_z, None, logvar, logvar, None, None, key, noise, num_samples,
-                0.0, 0.0, 0.0, lo, hi, _NONE, mask,
+                0.0, 0.0, 0.0, lo, hi, NONE, mask,
             ),
         )  # fmt: skip
 
 
 def _bernoulli_nll_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    for name, (logits, x) in layouts(device, dtype, 2):
+    for name, (logits, x) in sample_layouts(device, dtype, 2):
         for word, reduction in REDUCTIONS.items():
             yield Sample(f"{name}-{word}", (4.0 * logits, x.sigmoid(), reduction))
 
@@ -590,12 +478,12 @@ def _bernoulli_nll_samples(device: torch.device, dtype: torch.dtype) -> Iterator
 def _bernoulli_nll_backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for case in _bernoulli_nll_samples(device, dtype):
         logits, x, reduction = case.args
-        grad = _upstream(_reduced_fake(logits, reduction), case.id)
+        grad = upstream(reduced_fake(logits, reduction), case.id)
         yield Sample(case.id, (grad, logits, x, reduction, 0b01 if "mean" in case.id else 0b11))
 
 
 def _gaussian_nll_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    for name, (x_hat, x, logvar) in layouts(device, dtype, 3):
+    for name, (x_hat, x, logvar) in sample_layouts(device, dtype, 3):
         for word, reduction in REDUCTIONS.items():
             yield Sample(f"{name}-{word}", (x_hat, x, None, 0.5, *_NO_CLAMP, reduction))
             yield Sample(f"{name}-{word}-logvar", (x_hat, x, logvar, 1.0, -0.5, 0.5, reduction))
@@ -604,7 +492,7 @@ def _gaussian_nll_samples(device: torch.device, dtype: torch.dtype) -> Iterator[
 def _gaussian_nll_backward_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for case in _gaussian_nll_samples(device, dtype):
         x_hat, logvar, reduction = case.args[0], case.args[2], case.args[-1]
-        grad = _upstream(_reduced_fake(x_hat, reduction), case.id)
+        grad = upstream(reduced_fake(x_hat, reduction), case.id)
         yield Sample(case.id, (grad, *case.args, 0b011 if logvar is None else 0b111))
 
 
@@ -621,7 +509,7 @@ def _rsample_fake(
 
 
 def _kl_fake(mu: Tensor, *rest: Any) -> Tensor:
-    return _reduced_fake(mu, rest[-1])
+    return reduced_fake(mu, rest[-1])
 
 
 def _rsample_kl_fake(mu: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -668,7 +556,7 @@ rsample_kl_backward = Op(
 bernoulli_nll = Op(
     "bernoulli_nll(Tensor logits, Tensor x, int reduction) -> Tensor",
     reference=_bernoulli_nll_reference,
-    fake=lambda logits, x, reduction: _reduced_fake(logits, reduction),
+    fake=lambda logits, x, reduction: reduced_fake(logits, reduction),
     samples=_bernoulli_nll_samples,
     backward=_bernoulli_nll_formula,
 )
@@ -684,7 +572,7 @@ gaussian_nll = Op(
     f"gaussian_nll(Tensor x_hat, Tensor x, Tensor? logvar, float sigma, {_CLAMP}, int reduction)"
     " -> Tensor",
     reference=_gaussian_nll_reference,
-    fake=lambda x_hat, *rest: _reduced_fake(x_hat, rest[-1]),
+    fake=lambda x_hat, *rest: reduced_fake(x_hat, rest[-1]),
     samples=_gaussian_nll_samples,
     backward=_gaussian_nll_formula,
 )
