@@ -68,6 +68,19 @@ def reduced_fake(like: Tensor, reduction: int) -> Tensor:
     return like.new_empty(shape, dtype=arithmetic(like.dtype))
 
 
+def expm1_minus(x: Tensor) -> Tensor:
+    """expm1(x) - x by its Taylor series near 0, where the difference cancels."""
+    near = x.abs() < 0.5
+    # The branch not taken gets a harmless argument: its gradient must not be 0 times infinity.
+    y = torch.where(near, x, 0.0)
+    series = torch.zeros_like(y)
+    for n in range(17, 1, -1):
+        series = series * y + 1.0 / math.factorial(n)
+    far = torch.where(near, 1.0, x)
+    # e^88 absorbs 88 in either precision: the bound only keeps infinity minus infinity away.
+    return torch.where(near, series * y * y, torch.expm1(far) - far.clamp(max=88.0))
+
+
 def with_layout(x: Tensor, layout: Tensor) -> Tensor:
     """x with the strides of `layout`."""
     return x if x.stride() == layout.stride() else layout.copy_(x)

@@ -147,7 +147,7 @@ class Op:
         self.samples = samples
         self._fake = fake
         self._formula: Backward | None = (
-            self._reference_backward if isinstance(backward, str) else backward
+            self.reference_backward if isinstance(backward, str) else backward
         )
 
         library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -194,6 +194,27 @@ class Op:
             for a in tensors
             if isinstance(a, Tensor)
         )
+
+    @classmethod
+    def writing(cls, op: Op, schema: str) -> Op:
+        """The operator that writes `op`'s result to its last argument, `out`, and returns nothing.
+
+        `out` may be `op`'s first argument.
+        """
+
+        def reference(*args: Any) -> None:
+            args[-1].copy_(op.reference(*args[:-1]))
+
+        def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+            for case in op.samples(device, dtype):
+                first = case.args[0]
+                dense = torch.zeros_like(first)
+                yield Sample(case.id, (*case.args, dense))
+                if dense.stride() == first.stride():
+                    out = first.clone()
+                    yield Sample(f"{case.id}-in_place", (out, *case.args[1:], out))
+
+        return cls(schema, reference=reference, fake=lambda *args: None, samples=samples)
 
     # ---- choosing a backend
 
@@ -259,7 +280,7 @@ class Op:
     def _registered_backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         return self._backward(ctx, grads, ctx.needs_input_grad)
 
-    def _reference_backward(
+    def reference_backward(
         self, args: Args, needs: Sequence[bool], *grads: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         wanted = [i for i, need in enumerate(needs) if need]
