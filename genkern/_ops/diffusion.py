@@ -177,7 +177,8 @@ def _noise_loss_backward_reference(
 def _noise_loss_forming_reference(pred: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     value = _noise_loss_reference(pred, *rest)
     one = torch.ones((), dtype=value.dtype, device=value.device).expand(value.shape)
-    return value, _noise_loss_backward_reference(one, pred, *rest, 1)[0]
+    backward: Args = (one, pred, *rest, 1)
+    return value, _noise_loss_backward_reference(*backward)[0]
 
 
 def _noise_loss_formula(
