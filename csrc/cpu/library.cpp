@@ -28,6 +28,7 @@ STABLE_TORCH_LIBRARY_IMPL(_genkern_cpu, CPU, m) {
   m.impl("affine", TORCH_BOX(&genkern::affine));
   m.impl("affine_out", TORCH_BOX(&genkern::affine_out));
   m.impl("noise_loss", TORCH_BOX(&genkern::noise_loss));
+  m.impl("noise_loss_forming", TORCH_BOX(&genkern::noise_loss_forming));
   m.impl("noise_loss_backward", TORCH_BOX(&genkern::noise_loss_backward));
   m.impl("sampler_step", TORCH_BOX(&genkern::sampler_step));
   m.impl("sampler_step_out", TORCH_BOX(&genkern::sampler_step_out));

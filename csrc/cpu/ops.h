@@ -57,6 +57,10 @@ void affine_out(const Tensor& x, const Optional& y, const Optional& z, const Opt
 Tensor noise_loss(const Tensor& pred, const Optional& x0, const Optional& key,
                   const Optional& noise, const Tensor& coefficients, const Optional& t,
                   const Optional& sample_weight, int64_t reduction);
+std::tuple<Tensor, Tensor> noise_loss_forming(const Tensor& pred, const Optional& x0,
+                                              const Optional& key, const Optional& noise,
+                                              const Tensor& coefficients, const Optional& t,
+                                              const Optional& sample_weight, int64_t reduction);
 std::tuple<Tensor, Tensor, Tensor> noise_loss_backward(
     const Tensor& grad, const Tensor& pred, const Optional& x0, const Optional& key,
     const Optional& noise, const Tensor& coefficients, const Optional& t,

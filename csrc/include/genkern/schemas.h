@@ -35,6 +35,8 @@ constexpr const char* kSchemas[] = {
     "coefficients, Tensor? t, Tensor(a!) out) -> ()",
     "noise_loss(Tensor pred, Tensor? x0, Tensor? key, Tensor? noise, Tensor coefficients, "
     "Tensor? t, Tensor? sample_weight, int reduction) -> Tensor",
+    "noise_loss_forming(Tensor pred, Tensor? x0, Tensor? key, Tensor? noise, Tensor coefficients, "
+    "Tensor? t, Tensor? sample_weight, int reduction) -> (Tensor, Tensor)",
     "noise_loss_backward(Tensor grad, Tensor pred, Tensor? x0, Tensor? key, Tensor? noise, "
     "Tensor coefficients, Tensor? t, Tensor? sample_weight, int reduction, int output_mask) "
     "-> (Tensor, Tensor, Tensor)",
