@@ -195,12 +195,13 @@ class Arguments {
     return keys;
   }
 
- private:
+ protected:
   void check(const Tensor& x, ScalarType dtype) const {
     STD_TORCH_CHECK(x.is_cpu(), function_, ": expected tensors on the CPU");
     STD_TORCH_CHECK(x.scalar_type() == dtype, function_, ": expected tensors of one dtype");
   }
 
+ private:
   const char* function_;
   const Tensor& like_;
   Shape shape_;
@@ -209,9 +210,9 @@ class Arguments {
 };
 
 // Scratch for partial sums that lives as long as the call.
-inline std::vector<double> partials(Call& call, const Tensor& like) {
+inline std::vector<double> partials(Call& call) {
   if (call.reduction == Reduction::kNone) return {};
-  const Cut cut(like.numel(), samples(like), call.reduction);
+  const Cut cut = cut_of(call);
   std::vector<double> scratch(static_cast<size_t>(cut.partials()));
   call.partials = scratch.data();
   return scratch;

@@ -42,12 +42,6 @@ void visit(Type type, const F& f) {
   }
 }
 
-inline int64_t total(const Shape& shape) {
-  int64_t n = 1;
-  for (int d = 0; d < shape.dims; ++d) n *= shape.sizes[d];
-  return n;
-}
-
 // Not inlined: long, and called once a chunk from every variant of every kernel.
 template <class T>
 __attribute__((noinline)) void fill_normal(Key key, uint64_t first, int64_t n, T* out) {
@@ -100,8 +94,8 @@ class Tensors {
  private:
   static bool is_present(const View& view) { return view.data && view.strides; }
   static int whole_samples(const Call& call) {
-    const bool apart = call.reduction == Reduction::kSample && call.shape.dims > 0;
-    return apart && call.shape.sizes[0] != 1 ? 1 : 0;
+    const bool apart = call.by_sample || call.reduction == Reduction::kSample;
+    return apart && call.shape.dims > 0 && call.shape.sizes[0] != 1 ? 1 : 0;
   }
   int select(const View* const (&views)[kCount]) {
     int count = 0;
@@ -180,9 +174,11 @@ inline double divisor(const Call& call) {
 
 template <class T>
 void finish(const Call& call, const Cut& cut, T* out) {
-  for (int64_t s = 0; s < cut.segments; ++s) {
+  const bool apart = call.reduction == Reduction::kSample;
+  const int64_t values = apart ? cut.segments : 1, each = cut.partials() / (values ? values : 1);
+  for (int64_t s = 0; s < values; ++s) {
     double value = 0.0;
-    for (int64_t c = 0; c < cut.chunks; ++c) value += call.partials[s * cut.chunks + c];
+    for (int64_t c = 0; c < each; ++c) value += call.partials[s * each + c];
     out[s] = static_cast<T>(value / divisor(call));
   }
 }
@@ -192,7 +188,7 @@ inline bool empty(const Call& call, void* out) {
   const int64_t size = total(call.shape);
   if (size != 0) return false;
   if (out != nullptr && call.reduction != Reduction::kNone) {
-    const Cut cut(size, call.shape.samples, call.reduction);
+    const Cut cut = cut_of(call);
     if (call.type == Type::kDouble) {
       finish(call, cut, static_cast<double*>(out));
     } else {

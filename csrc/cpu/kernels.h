@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "genkern/gan.h"
 #include "genkern/philox.h"
 
 namespace genkern {
@@ -49,6 +50,8 @@ struct Call {
   Parallel parallel;
   // Scratch for partial sums, allocated by the caller: `partials(call)` doubles.
   double* partials = nullptr;
+  // Samples are worked on one after the other: their coefficients differ.
+  bool by_sample = false;
 };
 
 struct Numbers {
@@ -79,6 +82,98 @@ struct Likelihood : Call {
   View grad, grad_x_hat, grad_x, grad_logvar;
 };
 
+// Coefficients, a row for each sample: row t of the table, or the only row, or the sample's own.
+struct Table {
+  const void* data = nullptr;  // of the arithmetic's type
+  int64_t rows = 0, row_stride = 0, column_stride = 0;
+  const int64_t* t = nullptr;
+  int64_t t_stride = 0;  // 0: one t for all
+  bool varies() const { return t ? t_stride != 0 : rows != 1; }
+  int64_t row(int64_t sample) const { return t ? t[sample * t_stride] : rows == 1 ? 0 : sample; }
+};
+
+// A number for each sample, of the arithmetic's type.
+struct SampleValues {
+  const void* data = nullptr;
+  int64_t stride = 0;
+};
+
+struct Affine : Call {
+  View terms[4];  // x, y, z, noise
+  Keys keys;
+  Table table;
+  View out;
+};
+
+struct NoiseLoss : Call {
+  View pred, x0, noise;
+  Keys keys;
+  Table table;
+  SampleValues sample_weight;
+  View loss;
+  View grad, grad_pred, grad_x0, grad_noise;
+};
+
+struct SamplerStep : Call {
+  View x_t, pred, var_values, uncond, noise;
+  Keys keys;
+  Table table;
+  SampleValues guidance_factor, threshold;
+  double guidance_scale, x0_min, x0_max;
+  View out;
+  View grad, grad_x_t, grad_pred, grad_var_values, grad_uncond, grad_noise;
+};
+
+// One number a sample.
+struct SampleStatistic : Call {
+  View x_t, pred, uncond;
+  Table table;
+  SampleValues guidance_factor;
+  double guidance_scale, guidance_rescale, ratio, max_value;
+  void* out;
+};
+
+struct Vlb : Call {
+  View pred, var_values, x0, noise;
+  Keys keys;
+  Table table;
+  double x0_min, x0_max, vlb_scale, simple_scale;
+  bool detach_mean;
+  View loss;
+  View grad, grad_pred, grad_var_values;
+};
+
+// A term of x, and one of y added to it where y is there; or the first alone, of x - y.
+struct Logits : Call {
+  View x, y;
+  LogitTerm x_term, y_term;
+  bool difference = false;
+  View value;
+  // Backward, of x alone or of x - y.
+  View grad, grad_x, grad_y;
+};
+
+// A penalty on the norms of rows, the samples. Values of rows, one each or reduced, have views
+// whose first stride counts.
+struct GradientPenalty : Call {
+  View grads;
+  double center, weight;
+  View penalty;
+  // Backward: the gradient `out` of grads. Backward of that: grad_out is its upstream gradient,
+  // grad_grad and out the gradients of grad and grads.
+  View grad, grad_out, grad_grad, out;
+  // Scratch: `partials` of the squares, as many of the products, and three numbers a row.
+  double* products = nullptr;
+  double* rows = nullptr;
+};
+
+struct Interpolation : Call {
+  View real, fake;
+  View weights;  // one a sample
+  View mixed;
+  View grad, grad_real, grad_fake, grad_weights;
+};
+
 struct RandomKernels {
   void (*numbers)(const Numbers&);
 };
@@ -92,10 +187,34 @@ struct VaeKernels {
   void (*gaussian_backward)(const Likelihood&);
 };
 
-#define GENKERN_DECLARE_KERNELS(capability) \
-  namespace capability {                    \
-  const RandomKernels& random_kernels();    \
-  const VaeKernels& vae_kernels();          \
+struct DiffusionKernels {
+  void (*affine)(const Affine&);
+  void (*noise_loss)(const NoiseLoss&);
+  void (*noise_loss_backward)(const NoiseLoss&);
+  void (*sampler_step)(const SamplerStep&);
+  void (*sampler_step_backward)(const SamplerStep&);
+  void (*guidance_factor)(const SampleStatistic&);
+  void (*dynamic_threshold)(const SampleStatistic&);
+  void (*vlb)(const Vlb&);
+  void (*vlb_backward)(const Vlb&);
+};
+
+struct GanKernels {
+  void (*logits)(const Logits&);
+  void (*logits_backward)(const Logits&);
+  void (*penalty)(const GradientPenalty&);
+  void (*penalty_backward)(const GradientPenalty&);
+  void (*penalty_backward_backward)(const GradientPenalty&);
+  void (*interpolate)(const Interpolation&);
+  void (*interpolate_backward)(const Interpolation&);
+};
+
+#define GENKERN_DECLARE_KERNELS(capability)    \
+  namespace capability {                       \
+  const RandomKernels& random_kernels();       \
+  const VaeKernels& vae_kernels();             \
+  const DiffusionKernels& diffusion_kernels(); \
+  const GanKernels& gan_kernels();             \
   }
 GENKERN_DECLARE_KERNELS(baseline)
 GENKERN_DECLARE_KERNELS(avx2)
@@ -121,5 +240,16 @@ struct Cut {
   int64_t units() const { return chunks > 1 ? segments * chunks : (segments + group - 1) / group; }
   int64_t partials() const { return segments * chunks; }
 };
+
+inline int64_t total(const Shape& shape) {
+  int64_t n = 1;
+  for (int d = 0; d < shape.dims; ++d) n *= shape.sizes[d];
+  return n;
+}
+
+inline Cut cut_of(const Call& call) {
+  return Cut(total(call.shape), call.shape.samples,
+             call.by_sample ? Reduction::kSample : call.reduction);
+}
 
 }  // namespace genkern

@@ -99,7 +99,7 @@ Tensor kl(const Tensor& mu, const Tensor& logvar, const Optional& prior_mu,
                                   {prior_mu_value, prior_logvar_value, free_bits, logvar_min,
                                    logvar_max, static_cast<Reduction>(reduction)});
   const Tensor out = result(arguments, mu, call, call.kl);
-  const auto scratch = partials(call, mu);
+  const auto scratch = partials(call);
   if (out.numel()) GENKERN_KERNELS(vae).posterior(call);
   return out;
 }
@@ -118,7 +118,7 @@ std::tuple<Tensor, Tensor> rsample_kl(const Tensor& mu, const Tensor& logvar,
   const Tensor z = new_like(mu);
   call.z = arguments.view(z);
   const Tensor out = result(arguments, mu, call, call.kl);
-  const auto scratch = partials(call, mu);
+  const auto scratch = partials(call);
   if (out.numel()) GENKERN_KERNELS(vae).posterior(call);
   return {z, out};
 }
@@ -159,7 +159,7 @@ Tensor bernoulli_nll(const Tensor& logits, const Tensor& x, int64_t reduction) {
   Arguments arguments("bernoulli_nll", logits);
   Likelihood call = likelihood_call(arguments, logits, x, {}, 1.0, 0.0, 0.0, reduction);
   const Tensor out = result(arguments, logits, call, call.nll);
-  const auto scratch = partials(call, logits);
+  const auto scratch = partials(call);
   if (out.numel()) GENKERN_KERNELS(vae).bernoulli(call);
   return out;
 }
@@ -184,7 +184,7 @@ Tensor gaussian_nll(const Tensor& x_hat, const Tensor& x, const Optional& logvar
   Likelihood call =
       likelihood_call(arguments, x_hat, x, logvar, sigma, logvar_min, logvar_max, reduction);
   const Tensor out = result(arguments, x_hat, call, call.nll);
-  const auto scratch = partials(call, x_hat);
+  const auto scratch = partials(call);
   if (out.numel()) GENKERN_KERNELS(vae).gaussian(call);
   return out;
 }

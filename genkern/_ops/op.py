@@ -93,6 +93,32 @@ class _EagerFunction(torch.autograd.Function):
         return (None, *ctx.op._backward(ctx, grads, ctx.needs_input_grad[1:]))
 
 
+class _FormingFunction(torch.autograd.Function):
+    """Autograd in plain eager of a loss that forms its gradient with its value."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, *args: Any) -> Any:
+        value, gradient = op.forming._route(*args)  # type: ignore[union-attr]
+        op._save(ctx, args, gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        if grad is None or torch.is_grad_enabled():
+            # The gradient has to be differentiable: by the formula, as if it were not there.
+            return (None, *ctx.op._backward(ctx, (grad,), ctx.needs_input_grad[1:]))
+        gradient = ctx.saved_tensors[-1]
+        others = (None,) * (len(ctx.needs_input_grad) - 2)
+        # Reading a number of the CPU costs nothing, and it is 1 wherever a loss is the last step.
+        if grad.dim() == 0 and grad.item() == 1.0:
+            return (None, gradient, *others)
+        return (
+            None,
+            gradient * grad.reshape(*grad.shape, *[1] * (gradient.dim() - grad.dim())),
+            *others,
+        )
+
+
 class _FunctorchFunction(torch.autograd.Function):
     """Autograd under torch.func transforms, which refuse the other two forms."""
 
@@ -113,6 +139,8 @@ class _FunctorchFunction(torch.autograd.Function):
         return op._vmap(info, in_dims[1:], *args)
 
 
+_FORMING = (torch.float32, torch.float64)
+
 # Types whose calls no one else wants to see.
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -129,6 +157,10 @@ class Op:
             for an operator without gradients. Where it is `"reference"`, the gradient is that of
             `reference`, to any order: the right choice for the operators of backward passes.
         saves: Names of the arguments that backward needs; the others reach it as None.
+        forming: For a loss: an operator of the same arguments that returns the loss and the
+            gradient of the first argument for an upstream gradient of 1. Plain eager uses it on a
+            CPU, where drawing noise a second time costs more than a pass over memory, in float32
+            and float64: a narrower dtype would round the gradient before it is scaled.
     """
 
     def __init__(
@@ -140,11 +172,13 @@ class Op:
         samples: Callable[[torch.device, torch.dtype], Iterator[Sample]],
         backward: Backward | str | None = None,
         saves: Sequence[str] | None = None,
+        forming: Op | None = None,
     ) -> None:
         self.schema = schema
         self.name = schema[: schema.index("(")]
         self.reference = reference
         self.samples = samples
+        self.forming = forming
         self._fake = fake
         self._formula: Backward | None = (
             self.reference_backward if isinstance(backward, str) else backward
@@ -180,10 +214,16 @@ class Op:
                     return self.overload(*args)
                 needs_gradient |= a.requires_grad
         if needs_gradient and self._formula is not None and torch.is_grad_enabled():
-            return _EagerFunction.apply(self, *args)  # type: ignore[no-untyped-call]
+            function = _FormingFunction if self._forms(args) else _EagerFunction
+            return function.apply(self, *args)  # type: ignore[no-untyped-call]
         # Plain tensors in plain eager: the dispatcher would only lead back here, at the price of
         # two conversions of every argument.
         return self._route(*args)
+
+    def _forms(self, args: Args) -> bool:
+        if self.forming is None or not args[0].is_cpu or args[0].dtype not in _FORMING:
+            return False
+        return not any(args[i] is not None and args[i].requires_grad for i in self._tensors[1:])
 
     def bytes_moved(self, *args: Any) -> int:
         """Bytes a call must read and write: each tensor once, an expanded dimension not at all."""
@@ -250,8 +290,8 @@ class Op:
 
     # ---- autograd: three ways in, one formula
 
-    def _save(self, ctx: Any, args: Args) -> None:
-        ctx.save_for_backward(*[args[i] for i in self._saved])
+    def _save(self, ctx: Any, args: Args, *more: Tensor) -> None:
+        ctx.save_for_backward(*[args[i] for i in self._saved], *more)
         ctx.set_materialize_grads(False)
         ctx.op = self
         constants = list(args)
@@ -267,7 +307,7 @@ class Op:
         if self._formula is None or all(g is None for g in grads):
             return (None,) * len(needs)
         args = list(ctx.constants)
-        for i, saved in zip(self._saved, ctx.saved_tensors, strict=True):
+        for i, saved in zip(self._saved, ctx.saved_tensors, strict=False):
             args[i] = saved
         if ctx.backend == _chosen.get():
             return self._formula(tuple(args), needs, *grads)

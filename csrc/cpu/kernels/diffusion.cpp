@@ -1,0 +1,888 @@
+// The diffusion family, for one instruction set: GENKERN_CAPABILITY is its namespace.
+//
+// A kernel is a few loops over a chunk in the first-level cache. Those over elements of one sample
+// take that sample's coefficients as numbers.
+#include "genkern/diffusion.h"
+
+#include <cmath>
+
+#include "cpu/driver.h"
+
+namespace genkern::GENKERN_CAPABILITY {
+namespace {
+
+template <class T>
+T coefficient(const Table& table, int64_t sample, int column) {
+  return static_cast<const T*>(
+      table.data)[table.row(sample) * table.row_stride + column * table.column_stride];
+}
+
+template <class T>
+T value_of(const SampleValues& values, int64_t sample, double absent) {
+  return values.data ? static_cast<const T*>(values.data)[sample * values.stride]
+                     : static_cast<T>(absent);
+}
+
+// Calls f(sample, position in the chunk, length) for the parts of a unit that share coefficients.
+template <class F>
+void for_samples(const Call& call, const Cut& cut, const Unit& unit, const F& f) {
+  if (!call.by_sample || cut.chunks > 1)
+    return f(cut.length ? unit.start / cut.length : 0, 0, unit.n);
+  for (int64_t s = 0; s < unit.segments; ++s) {
+    f(unit.partial + s, s * cut.length, cut.length);
+  }
+}
+
+// out = sum of c[k] in[k].
+template <int N, class T>
+void combine(int64_t n, const T* const (&in)[N], const T (&c)[N], T* out) {
+  if constexpr (N == 1) {
+    const T* const a = in[0];
+    const T p = c[0];
+    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+      using V = typename decltype(number)::T;
+      store_vector(out + i, V(p) * load_vector<V>(a + i));
+    });
+  } else if constexpr (N == 2) {
+    const T *const a = in[0], *const b = in[1];
+    const T p = c[0], q = c[1];
+    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+      using V = typename decltype(number)::T;
+      store_vector(out + i, madd(V(q), load_vector<V>(b + i), V(p) * load_vector<V>(a + i)));
+    });
+  } else if constexpr (N == 3) {
+    const T *const a = in[0], *const b = in[1], *const d = in[2];
+    const T p = c[0], q = c[1], r = c[2];
+    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+      using V = typename decltype(number)::T;
+      const V sum = madd(V(q), load_vector<V>(b + i), V(p) * load_vector<V>(a + i));
+      store_vector(out + i, madd(V(r), load_vector<V>(d + i), sum));
+    });
+  } else {
+    const T *const a = in[0], *const b = in[1], *const d = in[2], *const e = in[3];
+    const T p = c[0], q = c[1], r = c[2], s = c[3];
+    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+      using V = typename decltype(number)::T;
+      const V sum = madd(V(q), load_vector<V>(b + i), V(p) * load_vector<V>(a + i));
+      const V more = madd(V(r), load_vector<V>(d + i), sum);
+      store_vector(out + i, madd(V(s), load_vector<V>(e + i), more));
+    });
+  }
+}
+
+// The noise of a unit, drawn or read; null where there is none. `ahead` are read after it.
+template <class S, class T, int N>
+const T* noise_of(const Call& call, const Keys& keys, const Tensors<S, N>& a, int noise,
+                  std::initializer_list<int> ahead, const Unit& unit, T* buffer) {
+  if (!keys.data) return a[noise] ? a[noise].read(unit.start, unit.n, buffer) : nullptr;
+  for (int tensor : ahead) {
+    if (a[tensor]) a[tensor].prefetch(unit.start, unit.n);
+  }
+  fill_noise(keys, call.shape.samples, total(call.shape), 0, unit.start, unit.n, buffer);
+  return buffer;
+}
+
+int64_t grain(const Keys& keys) { return keys.data ? kNoiseGrain : kGrain; }
+
+// ---- affine
+
+void affine(const Affine& call) {
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    const Tensors<S, 5> a(
+        call, {&call.terms[0], &call.terms[1], &call.terms[2], &call.terms[3], &call.out},
+        call.keys.data == nullptr, 4);
+    const Cut cut = cut_of(call);
+    for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
+      alignas(64) T in_[4][kChunk], out_[kChunk];
+      for (int64_t index = begin; index < end; ++index) {
+        const Unit unit(cut, index);
+        const T* in[4];
+        int column[4], terms = 0;
+        const T* eps = noise_of<S>(call, call.keys, a, 3, {0, 1, 2}, unit, in_[3]);
+        for (int k = 0; k < 4; ++k) {
+          const T* term = k == 3 ? eps : a[k] ? a[k].read(unit.start, unit.n, in_[k]) : nullptr;
+          if (term == nullptr) continue;
+          in[terms] = term;
+          column[terms++] = k;
+        }
+        T* out = a[4].target(unit.start, unit.n, out_);
+        for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+          const auto c = [&](int k) { return coefficient<T>(call.table, sample, column[k]); };
+          switch (terms) {
+            case 1:
+              return combine<1, T>(n, {in[0] + at}, {c(0)}, out + at);
+            case 2:
+              return combine<2, T>(n, {in[0] + at, in[1] + at}, {c(0), c(1)}, out + at);
+            case 3:
+              return combine<3, T>(n, {in[0] + at, in[1] + at, in[2] + at}, {c(0), c(1), c(2)},
+                                   out + at);
+            default:
+              return combine<4, T>(n, {in[0] + at, in[1] + at, in[2] + at, in[3] + at},
+                                   {c(0), c(1), c(2), c(3)}, out + at);
+          }
+        });
+        a[4].write(unit.start, unit.n, out, out_);
+      }
+    });
+  });
+}
+
+// ---- noise_loss
+
+enum LossTensor {
+  kLossPred,
+  kLossX0,
+  kLossNoise,
+  kLossGrad,
+  kLoss,
+  kLossGradPred,
+  kLossTensors = 8
+};
+
+template <class S>
+Tensors<S, kLossTensors> loss_tensors(const NoiseLoss& call) {
+  return {call,
+          {&call.pred, &call.x0, &call.noise, &call.grad, &call.loss, &call.grad_pred,
+           &call.grad_x0, &call.grad_noise},
+          call.keys.data == nullptr,
+          kLoss};
+}
+
+enum LossColumn { kTargetX0, kTargetNoise, kWeight, kOffset };
+
+// Calls f(unit, pred, x0, eps) for each unit; what is absent is 0.
+template <class S, class F>
+void for_loss_units(const NoiseLoss& call, const Tensors<S, kLossTensors>& a, const Cut& cut,
+                    const F& f) {
+  using T = typename Arithmetic<S>::T;
+  for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
+    alignas(64) T pred_[kChunk], x0_[kChunk], eps_[kChunk], zero[kChunk] = {};
+    for (int64_t index = begin; index < end; ++index) {
+      const Unit unit(cut, index);
+      const T* eps = noise_of<S>(call, call.keys, a, kLossNoise, {kLossPred, kLossX0}, unit, eps_);
+      const T* x0 = a[kLossX0] ? a[kLossX0].read(unit.start, unit.n, x0_) : zero;
+      f(unit, a[kLossPred].read(unit.start, unit.n, pred_), x0, eps ? eps : zero);
+    }
+  });
+}
+
+template <class T>
+T loss_weight(const NoiseLoss& call, int64_t sample) {
+  return coefficient<T>(call.table, sample, kWeight) * value_of<T>(call.sample_weight, sample, 1.0);
+}
+
+// pred - target.
+template <class T>
+void loss_difference(const NoiseLoss& call, int64_t sample, int64_t n, const T* pred, const T* x0,
+                     const T* eps, T* out) {
+  combine<3, T>(n, {pred, x0, eps},
+                {T(1), -coefficient<T>(call.table, sample, kTargetX0),
+                 -coefficient<T>(call.table, sample, kTargetNoise)},
+                out);
+}
+
+// With grad_pred, the gradient for an upstream gradient of 1 as well.
+void noise_loss(const NoiseLoss& call) {
+  if (empty(call, call.loss.data)) return;
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    const auto a = loss_tensors<S>(call);
+    const auto& gradient = a[kLossGradPred];
+    const Cut cut = cut_of(call);
+    const bool reduce = call.reduction != Reduction::kNone;
+    const T factor = static_cast<T>(2.0 / divisor(call));
+    const auto body = [&](const Unit& unit, const T* pred, const T* x0, const T* eps) {
+      alignas(64) T d[kChunk], out_[kChunk], grad_[kChunk];
+      T* out = reduce ? out_ : a[kLoss].target(unit.start, unit.n, out_);
+      T* grad = gradient ? gradient.target(unit.start, unit.n, grad_) : grad_;
+      for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+        loss_difference(call, sample, n, pred + at, x0 + at, eps + at, d + at);
+        const T weight = loss_weight<T>(call, sample);
+        const T offset = coefficient<T>(call.table, sample, kOffset);
+        const T* const from = d + at;
+        T* const to = out + at;
+        for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+          using V = typename decltype(number)::T;
+          store_vector(to + i, weighted_square(load_vector<V>(from + i), V(weight), V(offset)));
+        });
+        if (gradient) combine<1, T>(n, {from}, {factor * weight}, grad + at);
+      });
+      if (gradient) gradient.write(unit.start, unit.n, grad, grad_);
+      if (reduce) {
+        partial_sums(cut, unit, out, call.partials);
+      } else {
+        a[kLoss].write(unit.start, unit.n, out, out_);
+      }
+    };
+    for_loss_units<S>(call, a, cut, body);
+    if (reduce) finish(call, cut, static_cast<T*>(call.loss.data));
+  });
+}
+
+void noise_loss_backward(const NoiseLoss& call) {
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    const auto a = loss_tensors<S>(call);
+    const Cut cut = cut_of(call);
+    const T factor = static_cast<T>(2.0 / divisor(call));
+    const auto body = [&](const Unit& unit, const T* pred, const T* x0, const T* eps) {
+      alignas(64) T d[kChunk], grad_[kChunk], out_[3][kChunk];
+      const T* grad = a[kLossGrad].read(unit.start, unit.n, grad_);
+      T* out[3];
+      for (int v = 0; v < 3; ++v) {
+        const auto& access = a[kLossGradPred + v];
+        out[v] = access ? access.target(unit.start, unit.n, out_[v]) : out_[v];
+      }
+      for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+        loss_difference(call, sample, n, pred + at, x0 + at, eps + at, d + at);
+        const T weight = factor * loss_weight<T>(call, sample);
+        const T *const from = d + at, *const g = grad + at;
+        T* const to = out[0] + at;
+        for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+          using V = typename decltype(number)::T;
+          store_vector(to + i, V(weight) * load_vector<V>(g + i) * load_vector<V>(from + i));
+        });
+        for (int v = 1; v < 3; ++v) {
+          if (!a[kLossGradPred + v]) continue;
+          const int column = v == 1 ? kTargetX0 : kTargetNoise;
+          combine<1, T>(n, {to}, {-coefficient<T>(call.table, sample, column)}, out[v] + at);
+        }
+      });
+      for (int v = 0; v < 3; ++v) {
+        const auto& access = a[kLossGradPred + v];
+        if (access) access.write(unit.start, unit.n, out[v], out_[v]);
+      }
+    };
+    for_loss_units<S>(call, a, cut, body);
+  });
+}
+
+// ---- sampler_step
+
+enum StepTensor {
+  kXt,
+  kStepPred,
+  kVarValues,
+  kUncond,
+  kStepNoise,
+  kStepGrad,
+  kNext,
+  kStepGradXt,  // and the other four, in the order of their tensors
+  kStepTensors = kStepGradXt + 5
+};
+
+enum StepColumn {
+  kX0Xt,
+  kX0Pred,
+  kMeanX0,
+  kMeanXt,
+  kMeanPred,
+  kStd,
+  kLogVariance,
+  kLogVarianceValues
+};
+
+template <class S>
+Tensors<S, kStepTensors> step_tensors(const SamplerStep& call) {
+  return {
+      call,
+      {&call.x_t, &call.pred, &call.var_values, &call.uncond, &call.noise, &call.grad, &call.out,
+       &call.grad_x_t, &call.grad_pred, &call.grad_var_values, &call.grad_uncond, &call.grad_noise},
+      call.keys.data == nullptr,
+      kNext};
+}
+
+// m = factor (uncond + scale (pred - uncond)).
+template <class T>
+void guided(int64_t n, const T* pred, const T* uncond, T scale, T factor, T* out) {
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    const V m = guide(load_vector<V>(pred + i), load_vector<V>(uncond + i), V(scale));
+    store_vector(out + i, V(factor) * m);
+  });
+}
+
+// The prediction of a unit, guided where there is guidance.
+template <class S, class T, int N, class C>
+const T* prediction(const C& call, const Tensors<S, N>& a, int pred, int uncond, const Cut& cut,
+                    const Unit& unit, T* pred_, T* uncond_, T* guided_) {
+  const T* m = a[pred].read(unit.start, unit.n, pred_);
+  if (!a[uncond]) return m;
+  const T* base = a[uncond].read(unit.start, unit.n, uncond_);
+  for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+    guided(n, m + at, base + at, static_cast<T>(call.guidance_scale),
+           value_of<T>(call.guidance_factor, sample, 1.0), guided_ + at);
+  });
+  return guided_;
+}
+
+// eps multiplied by the part of the standard deviation that the network learns.
+template <class T>
+void scale_noise(int64_t n, const T* eps, const T* var_values, T log_variance, T of_values,
+                 T* out) {
+  const T base = T(0.5) * log_variance, slope = T(0.5) * of_values;
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    const V std = exp(madd(V(slope), load_vector<V>(var_values + i), V(base)));
+    store_vector(out + i, std * load_vector<V>(eps + i));
+  });
+}
+
+// clamp(p x + q m).
+template <class T>
+void clipped_x0(int64_t n, const T* x, const T* m, T p, T q, T low, T high, T* out) {
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    const V x0 = madd(V(q), load_vector<V>(m + i), V(p) * load_vector<V>(x + i));
+    store_vector(out + i, clamp(x0, V(low), V(high)));
+  });
+}
+
+bool clips(double low, double high) { return low != -INFINITY || high != INFINITY; }
+
+void sampler_step(const SamplerStep& call) {
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    const auto a = step_tensors<S>(call);
+    const Cut cut = cut_of(call);
+    const bool clip = call.threshold.data || clips(call.x0_min, call.x0_max);
+    for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
+      alignas(64) T x_[kChunk], pred_[kChunk], values_[kChunk], uncond_[kChunk], eps_[kChunk];
+      alignas(64) T guided_[kChunk], x0[kChunk], scaled[kChunk], out_[kChunk];
+      for (int64_t index = begin; index < end; ++index) {
+        const Unit unit(cut, index);
+        const T* eps = noise_of<S>(call, call.keys, a, kStepNoise,
+                                   {kXt, kStepPred, kVarValues, kUncond}, unit, eps_);
+        const T* x = a[kXt].read(unit.start, unit.n, x_);
+        const T* m = prediction<S>(call, a, kStepPred, kUncond, cut, unit, pred_, uncond_, guided_);
+        const T* values =
+            a[kVarValues] && eps ? a[kVarValues].read(unit.start, unit.n, values_) : nullptr;
+        T* out = a[kNext].target(unit.start, unit.n, out_);
+        for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+          const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
+          const T* e = eps + (eps ? at : 0);
+          if (values) {
+            scale_noise(n, e, values + at, c(kLogVariance), c(kLogVarianceValues), scaled + at);
+            e = scaled + at;
+          }
+          if (!clip) {
+            if (eps) {
+              combine<3, T>(n, {x + at, m + at, e}, {c(kMeanXt), c(kMeanPred), c(kStd)}, out + at);
+            } else {
+              combine<2, T>(n, {x + at, m + at}, {c(kMeanXt), c(kMeanPred)}, out + at);
+            }
+            return;
+          }
+          T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max);
+          T mean_x0 = c(kMeanX0);
+          if (call.threshold.data) {
+            // Divided by the threshold after clipping to it: the coefficient is divided instead.
+            high = value_of<T>(call.threshold, sample, 1.0);
+            low = -high;
+            mean_x0 /= high;
+          }
+          clipped_x0(n, x + at, m + at, c(kX0Xt), c(kX0Pred), low, high, x0 + at);
+          if (eps) {
+            combine<4, T>(n, {x0 + at, x + at, m + at, e},
+                          {mean_x0, c(kMeanXt), c(kMeanPred), c(kStd)}, out + at);
+          } else {
+            combine<3, T>(n, {x0 + at, x + at, m + at}, {mean_x0, c(kMeanXt), c(kMeanPred)},
+                          out + at);
+          }
+        });
+        a[kNext].write(unit.start, unit.n, out, out_);
+      }
+    });
+  });
+}
+
+void sampler_step_backward(const SamplerStep& call) {
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    const auto a = step_tensors<S>(call);
+    const Cut cut = cut_of(call);
+    const bool clip = clips(call.x0_min, call.x0_max);
+    const bool learned = call.var_values.data != nullptr;
+    const T scale = a[kUncond] ? static_cast<T>(call.guidance_scale) : T(1);
+    const bool wants[5] = {call.grad_x_t.data != nullptr, call.grad_pred.data != nullptr,
+                           call.grad_var_values.data != nullptr, call.grad_uncond.data != nullptr,
+                           call.grad_noise.data != nullptr};
+    for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
+      alignas(64) T x_[kChunk], pred_[kChunk], values_[kChunk], uncond_[kChunk], eps_[kChunk];
+      alignas(64) T guided_[kChunk], grad_[kChunk], passed[kChunk], std_[kChunk];
+      alignas(64) T out_[5][kChunk];
+      for (int64_t index = begin; index < end; ++index) {
+        const Unit unit(cut, index);
+        // The noise only matters for the gradient of what it is multiplied by.
+        const T* eps = wants[2] ? noise_of<S>(call, call.keys, a, kStepNoise,
+                                              {kStepGrad, kVarValues}, unit, eps_)
+                                : nullptr;
+        const T* g = a[kStepGrad].read(unit.start, unit.n, grad_);
+        const T *x = nullptr, *m = nullptr, *values = nullptr;
+        if (clip) {
+          x = a[kXt].read(unit.start, unit.n, x_);
+          m = prediction<S>(call, a, kStepPred, kUncond, cut, unit, pred_, uncond_, guided_);
+        }
+        if (learned && (wants[2] || wants[4])) {
+          values = a[kVarValues].read(unit.start, unit.n, values_);
+        }
+        T* out[5];
+        for (int v = 0; v < 5; ++v) {
+          const auto& access = a[kStepGradXt + v];
+          out[v] = access ? access.target(unit.start, unit.n, out_[v]) : out_[v];
+        }
+        for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+          const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
+          const T* const from = g + at;
+          const T p = c(kX0Xt), q = c(kX0Pred), mean_x0 = c(kMeanX0);
+          if (clip) {
+            const T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max);
+            const T *const xs = x + at, *const ms = m + at;
+            T* const to = passed + at;
+            for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+              using V = typename decltype(number)::T;
+              const V x0 = madd(V(q), load_vector<V>(ms + i), V(p) * load_vector<V>(xs + i));
+              const V zero = V(0.0f), upstream = V(mean_x0) * load_vector<V>(from + i);
+              store_vector(to + i,
+                           select_less(x0, V(low), zero, select_less(V(high), x0, zero, upstream)));
+            });
+          }
+          // of_x0: the coefficient of what passes the clip.
+          const auto linear = [&](T of_grad, T of_x0, T* to) {
+            if (clip) {
+              combine<2, T>(n, {from, passed + at}, {of_grad, of_x0}, to);
+            } else {
+              combine<1, T>(n, {from}, {of_grad}, to);
+            }
+          };
+          if (wants[0]) linear(c(kMeanXt), p, out[0] + at);
+          if (wants[1]) linear(scale * c(kMeanPred), scale * q, out[1] + at);
+          const T rest = T(1) - scale;
+          if (wants[3]) linear(rest * c(kMeanPred), rest * q, out[3] + at);
+          const T* along_std = from;
+          if (values) {
+            scale_noise(n, from, values + at, c(kLogVariance), c(kLogVarianceValues), std_ + at);
+            along_std = std_ + at;
+          }
+          if (wants[4]) combine<1, T>(n, {along_std}, {c(kStd)}, out[4] + at);
+          if (wants[2]) {
+            const T factor = eps ? T(0.5) * c(kStd) * c(kLogVarianceValues) : T(0);
+            const T* const e = eps ? eps + at : along_std;
+            T* const to = out[2] + at;
+            for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+              using V = typename decltype(number)::T;
+              store_vector(to + i,
+                           V(factor) * load_vector<V>(along_std + i) * load_vector<V>(e + i));
+            });
+          }
+        });
+        for (int v = 0; v < 5; ++v) {
+          const auto& access = a[kStepGradXt + v];
+          if (access) access.write(unit.start, unit.n, out[v], out_[v]);
+        }
+      }
+    });
+  });
+}
+
+// ---- what a step needs to know of a whole sample
+
+enum StatisticTensor { kStatXt, kStatPred, kStatUncond, kStatTensors };
+
+template <class S>
+Tensors<S, kStatTensors> statistic_tensors(const SampleStatistic& call) {
+  return {call, {&call.x_t, &call.pred, &call.uncond}, true, kStatTensors};
+}
+
+// Mean and sum of squared deviations of n values; merged as in Chan, Golub and LeVeque, "Updating
+// formulae and a pairwise algorithm for computing sample variances", 1979, (1.5).
+struct Moments {
+  double n, mean, squares;
+};
+
+template <class T>
+Moments moments(const T* x, int64_t n, T* buffer) {
+  const double count = static_cast<double>(n);
+  const T mean = static_cast<T>(static_cast<double>(sum(x, n)) / count);
+  for (int64_t i = 0; i < n; ++i) buffer[i] = x[i] - mean;
+  // The mean is rounded: its error shows in the sum of the deviations.
+  const double error = static_cast<double>(sum(buffer, n)) / count;
+  for (int64_t i = 0; i < n; ++i) buffer[i] *= buffer[i];
+  const double squares = static_cast<double>(sum(buffer, n));
+  return {count, static_cast<double>(mean) + error, squares - count * error * error};
+}
+
+Moments merge(Moments a, Moments b) {
+  const double n = a.n + b.n, delta = b.mean - a.mean;
+  return {n, a.mean + delta * b.n / n, a.squares + b.squares + delta * delta * a.n * b.n / n};
+}
+
+// Calls f(sample, chunks of the sample): samples are shared out among the threads.
+template <class F>
+void for_whole_samples(const SampleStatistic& call, const F& f) {
+  const int64_t samples = call.shape.samples, length = samples ? total(call.shape) / samples : 0;
+  parallel(call.parallel, samples, kGrain / (length + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t sample = begin; sample < end; ++sample) f(sample, length);
+  });
+}
+
+void guidance_factor(const SampleStatistic& call) {
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    const auto a = statistic_tensors<S>(call);
+    for_whole_samples(call, [&](int64_t sample, int64_t length) {
+      alignas(64) T pred_[kChunk], uncond_[kChunk], guided_[kChunk], buffer[kChunk];
+      Moments plain = {0.0, 0.0, 0.0}, mixed = plain;
+      for (int64_t done = 0; done < length; done += kChunk) {
+        const int64_t start = sample * length + done;
+        const int64_t n = length - done < kChunk ? length - done : kChunk;
+        const T* pred = a[kStatPred].read(start, n, pred_);
+        guided(n, pred, a[kStatUncond].read(start, n, uncond_), static_cast<T>(call.guidance_scale),
+               T(1), guided_);
+        plain = merge(plain, moments(pred, n, buffer));
+        mixed = merge(mixed, moments(static_cast<const T*>(guided_), n, buffer));
+      }
+      const double unbiased = static_cast<double>(length - 1);
+      const double ratio =
+          std::sqrt(plain.squares / unbiased) / std::sqrt(mixed.squares / unbiased);
+      static_cast<T*>(call.out)[sample] =
+          static_cast<T>(call.guidance_rescale * ratio + (1.0 - call.guidance_rescale));
+    });
+  });
+}
+
+// The bits of numbers >= 0 are ordered as they are.
+template <class T>
+struct Ordered;
+template <>
+struct Ordered<float> {
+  using Bits = uint32_t;
+};
+template <>
+struct Ordered<double> {
+  using Bits = uint64_t;
+};
+
+constexpr int kDigit = 11;  // bits of a digit: its counts fit the first-level cache
+
+void dynamic_threshold(const SampleStatistic& call) {
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    using Bits = typename Ordered<T>::Bits;
+    const auto a = statistic_tensors<S>(call);
+    for_whole_samples(call, [&](int64_t sample, int64_t length) {
+      alignas(64) T x_[kChunk], pred_[kChunk], uncond_[kChunk], guided_[kChunk], x0_[kChunk];
+      // Calls f(bits of |x0|) for each element: they are computed again for each pass, not kept.
+      const auto for_magnitudes = [&](const auto& f) {
+        const T p = coefficient<T>(call.table, sample, kX0Xt);
+        const T q = coefficient<T>(call.table, sample, kX0Pred);
+        const T factor = value_of<T>(call.guidance_factor, sample, 1.0);
+        for (int64_t done = 0; done < length; done += kChunk) {
+          const int64_t start = sample * length + done;
+          const int64_t n = length - done < kChunk ? length - done : kChunk;
+          const T* x = a[kStatXt].read(start, n, x_);
+          const T* m = a[kStatPred].read(start, n, pred_);
+          if (a[kStatUncond]) {
+            guided(n, m, a[kStatUncond].read(start, n, uncond_),
+                   static_cast<T>(call.guidance_scale), factor, guided_);
+            m = guided_;
+          }
+          combine<2, T>(n, {x, m}, {p, q}, x0_);
+          for (int64_t i = 0; i < n; ++i) {
+            Bits bits;
+            const T value = std::fabs(x0_[i]);
+            std::memcpy(&bits, &value, sizeof bits);
+            f(bits);
+          }
+        }
+      };
+      const double rank = call.ratio * static_cast<double>(length - 1);
+      const int64_t low = static_cast<int64_t>(rank);
+      // Digit by digit from the top: how many numbers with the digits found so far have which next.
+      Bits found = 0;
+      int64_t left = low;
+      int64_t equal = 0;
+      for (int shift = static_cast<int>(8 * sizeof(Bits)) - 1; shift > 0;) {
+        const int width = shift < kDigit ? shift : kDigit;
+        const int above = shift;
+        shift -= width;
+        int64_t counts[1 << kDigit] = {};
+        for_magnitudes([&](Bits bits) {
+          if ((bits >> (above - 1) >> 1) == (found >> (above - 1) >> 1)) {
+            ++counts[bits >> shift & ((Bits{1} << width) - 1)];
+          }
+        });
+        Bits digit = 0;
+        while (left >= counts[digit]) left -= counts[digit++];
+        found |= digit << shift;
+        equal = counts[digit];
+      }
+      Bits next = found;
+      if (low + 1 < length && left + 1 >= equal) {
+        next = ~Bits{0};
+        for_magnitudes([&](Bits bits) {
+          if (bits > found && bits < next) next = bits;
+        });
+      }
+      T at_low, at_high;
+      std::memcpy(&at_low, &found, sizeof found);
+      std::memcpy(&at_high, &next, sizeof next);
+      const double quantile = static_cast<double>(at_low) +
+                              (rank - static_cast<double>(low)) *
+                                  (static_cast<double>(at_high) - static_cast<double>(at_low));
+      // As torch.clamp(min=1, max=max_value): the upper bound wins.
+      const double floor = quantile < 1.0 ? 1.0 : quantile;
+      static_cast<T*>(call.out)[sample] =
+          static_cast<T>(floor > call.max_value ? call.max_value : floor);
+    });
+  });
+}
+
+// ---- vlb
+
+enum VlbTensor {
+  kVlbPred,
+  kVlbValues,
+  kVlbX0,
+  kVlbNoise,
+  kVlbGrad,
+  kVlbLoss,
+  kVlbGradPred,
+  kVlbGradValues,
+  kVlbTensors
+};
+
+enum VlbColumn {
+  kDiffX0,
+  kDiffNoise,
+  kDiffPred,
+  kVlbMeanX0,
+  kTrueLogVariance,
+  kVlbLogVariance,
+  kVlbLogVarianceValues,
+  kDecoder
+};
+
+template <class S>
+Tensors<S, kVlbTensors> vlb_tensors(const Vlb& call) {
+  return {call,
+          {&call.pred, &call.var_values, &call.x0, &call.noise, &call.grad, &call.loss,
+           &call.grad_pred, &call.grad_var_values},
+          call.keys.data == nullptr,
+          kVlbLoss};
+}
+
+// What one chunk of a sample is about.
+template <class T>
+struct VlbInputs {
+  const T *pred, *values, *x0, *eps;
+};
+
+// d = x0 - x0_hat, clipped where asked for; `inside` gets 1 where the clip lets a gradient pass.
+template <class T>
+void difference(const Vlb& call, int64_t sample, int64_t n, const VlbInputs<T>& in, T* d,
+                T* inside) {
+  const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
+  combine<3, T>(n, {in.x0, in.eps, in.pred}, {c(kDiffX0), c(kDiffNoise), c(kDiffPred)}, d);
+  if (!clips(call.x0_min, call.x0_max)) return;
+  const T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max);
+  const T* const x0 = in.x0;
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    const V x = load_vector<V>(x0 + i), hat = x - load_vector<V>(d + i);
+    const V zero = V(0.0f), one = V(1.0f);
+    store_vector(inside + i, select_less(hat, V(low), zero, select_less(V(high), hat, zero, one)));
+    store_vector(d + i, x - clamp(hat, V(low), V(high)));
+  });
+}
+
+template <class T>
+struct VlbRow {
+  VlbRow(const Table& table, int64_t sample)
+      : mean_x0(coefficient<T>(table, sample, kVlbMeanX0)),
+        true_lv(coefficient<T>(table, sample, kTrueLogVariance)),
+        lv(coefficient<T>(table, sample, kVlbLogVariance)),
+        lv_values(coefficient<T>(table, sample, kVlbLogVarianceValues)),
+        diff_pred(coefficient<T>(table, sample, kDiffPred)),
+        decoder(coefficient<T>(table, sample, kDecoder) > T(0.5)) {}
+  T mean_x0, true_lv, lv, lv_values, diff_pred;
+  bool decoder;
+};
+
+template <class T>
+void vlb_values(const Vlb& call, const VlbRow<T>& row, int64_t n, const VlbInputs<T>& in,
+                const T* d, T* out) {
+  const T scale = static_cast<T>(call.vlb_scale);
+  const T of_values = in.values ? row.lv_values : T(0);
+  const T* const values = in.values ? in.values : d;
+  if (row.decoder) {
+    for (int64_t i = 0; i < n; ++i) {
+      const double lv = static_cast<double>(madd(of_values, values[i], row.lv));
+      const double value =
+          decoder_nll(static_cast<double>(d[i]), static_cast<double>(in.x0[i]), lv).value;
+      out[i] = static_cast<T>(call.vlb_scale * value);
+    }
+  } else {
+    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+      using V = typename decltype(number)::T;
+      const V lv = madd(V(of_values), load_vector<V>(values + i), V(row.lv));
+      const StepKl<V> kl = step_kl(load_vector<V>(d + i), V(row.mean_x0), V(row.true_lv), lv);
+      store_vector(out + i, V(scale) * kl.value);
+    });
+  }
+  if (call.simple_scale == 0.0) return;
+  const T simple = static_cast<T>(call.simple_scale);
+  const T *const pred = in.pred, *const eps = in.eps;
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    const V error = load_vector<V>(pred + i) - load_vector<V>(eps + i);
+    store_vector(out + i, weighted_square(error, V(simple), load_vector<V>(out + i)));
+  });
+}
+
+// Gradients of pred and of var_values, times the upstream gradient g.
+template <class T>
+void vlb_gradients(const Vlb& call, const VlbRow<T>& row, T factor, int64_t n,
+                   const VlbInputs<T>& in, const T* d, const T* inside, const T* g, T* grad_pred,
+                   T* grad_values) {
+  const T scale = factor * static_cast<T>(call.vlb_scale);
+  const T of_values = in.values ? row.lv_values : T(0);
+  const T* const values = in.values ? in.values : d;
+  const T of_pred = call.detach_mean ? T(0) : row.diff_pred;
+  if (row.decoder) {
+    for (int64_t i = 0; i < n; ++i) {
+      const double lv = static_cast<double>(madd(of_values, values[i], row.lv));
+      const DecoderNll<double> nll =
+          decoder_nll(static_cast<double>(d[i]), static_cast<double>(in.x0[i]), lv);
+      const T along = scale * g[i];
+      grad_pred[i] = along * static_cast<T>(nll.d) * of_pred;
+      grad_values[i] = along * static_cast<T>(nll.lv) * of_values;
+    }
+  } else {
+    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+      using V = typename decltype(number)::T;
+      const V lv = madd(V(of_values), load_vector<V>(values + i), V(row.lv));
+      const StepKl<V> kl = step_kl(load_vector<V>(d + i), V(row.mean_x0), V(row.true_lv), lv);
+      const V along = V(scale) * load_vector<V>(g + i);
+      store_vector(grad_pred + i, along * kl.d * V(of_pred));
+      store_vector(grad_values + i, along * kl.lv * V(of_values));
+    });
+  }
+  if (clips(call.x0_min, call.x0_max)) {
+    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+      using V = typename decltype(number)::T;
+      store_vector(grad_pred + i, load_vector<V>(grad_pred + i) * load_vector<V>(inside + i));
+    });
+  }
+  if (call.simple_scale == 0.0) return;
+  const T simple = T(2) * factor * static_cast<T>(call.simple_scale);
+  const T *const pred = in.pred, *const eps = in.eps;
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    const V error = load_vector<V>(pred + i) - load_vector<V>(eps + i);
+    const V along = V(simple) * load_vector<V>(g + i);
+    store_vector(grad_pred + i, madd(along, error, load_vector<V>(grad_pred + i)));
+  });
+}
+
+// Calls f(unit, inputs of the unit, a function from a position in it to the inputs there).
+template <class S, class F>
+void for_vlb_units(const Vlb& call, const Tensors<S, kVlbTensors>& a, const Cut& cut, const F& f) {
+  using T = typename Arithmetic<S>::T;
+  for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
+    alignas(64) T pred_[kChunk], values_[kChunk], x0_[kChunk], eps_[kChunk];
+    for (int64_t index = begin; index < end; ++index) {
+      const Unit unit(cut, index);
+      const T* eps =
+          noise_of<S>(call, call.keys, a, kVlbNoise, {kVlbPred, kVlbValues, kVlbX0}, unit, eps_);
+      const T* pred = a[kVlbPred].read(unit.start, unit.n, pred_);
+      const T* values = a[kVlbValues] ? a[kVlbValues].read(unit.start, unit.n, values_) : nullptr;
+      const T* x0 = a[kVlbX0].read(unit.start, unit.n, x0_);
+      f(unit, [=](int64_t at) {
+        return VlbInputs<T>{pred + at, values ? values + at : nullptr, x0 + at, eps + at};
+      });
+    }
+  });
+}
+
+void vlb(const Vlb& call) {
+  if (empty(call, call.loss.data)) return;
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    const auto a = vlb_tensors<S>(call);
+    const Cut cut = cut_of(call);
+    const bool reduce = call.reduction != Reduction::kNone;
+    for_vlb_units<S>(call, a, cut, [&](const Unit& unit, const auto& inputs) {
+      alignas(64) T d[kChunk], inside[kChunk], out_[kChunk];
+      T* out = reduce ? out_ : a[kVlbLoss].target(unit.start, unit.n, out_);
+      for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+        const VlbRow<T> row(call.table, sample);
+        const VlbInputs<T> in = inputs(at);
+        difference(call, sample, n, in, d + at, inside + at);
+        vlb_values(call, row, n, in, d + at, out + at);
+      });
+      if (reduce) {
+        partial_sums(cut, unit, out, call.partials);
+      } else {
+        a[kVlbLoss].write(unit.start, unit.n, out, out_);
+      }
+    });
+    if (reduce) finish(call, cut, static_cast<T*>(call.loss.data));
+  });
+}
+
+void vlb_backward(const Vlb& call) {
+  visit(call.type, [&](auto storage) {
+    using S = decltype(storage);
+    using T = typename Arithmetic<S>::T;
+    const auto a = vlb_tensors<S>(call);
+    const Cut cut = cut_of(call);
+    const T factor = static_cast<T>(1.0 / divisor(call));
+    for_vlb_units<S>(call, a, cut, [&](const Unit& unit, const auto& inputs) {
+      alignas(64) T d[kChunk], inside[kChunk], grad_[kChunk], out_[2][kChunk];
+      const T* g = a[kVlbGrad].read(unit.start, unit.n, grad_);
+      T* out[2];
+      for (int v = 0; v < 2; ++v) {
+        const auto& access = a[kVlbGradPred + v];
+        out[v] = access ? access.target(unit.start, unit.n, out_[v]) : out_[v];
+      }
+      for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+        const VlbRow<T> row(call.table, sample);
+        const VlbInputs<T> in = inputs(at);
+        difference(call, sample, n, in, d + at, inside + at);
+        vlb_gradients<T>(call, row, factor, n, in, d + at, inside + at, g + at, out[0] + at,
+                         out[1] + at);
+      });
+      for (int v = 0; v < 2; ++v) {
+        const auto& access = a[kVlbGradPred + v];
+        if (access) access.write(unit.start, unit.n, out[v], out_[v]);
+      }
+    });
+  });
+}
+
+}  // namespace
+
+const DiffusionKernels& diffusion_kernels() {
+  static const DiffusionKernels table = {affine,
+                                         noise_loss,
+                                         noise_loss_backward,
+                                         sampler_step,
+                                         sampler_step_backward,
+                                         guidance_factor,
+                                         dynamic_threshold,
+                                         vlb,
+                                         vlb_backward};
+  return table;
+}
+
+}  // namespace genkern::GENKERN_CAPABILITY
