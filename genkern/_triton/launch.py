@@ -210,6 +210,10 @@ def _next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def clamps(lo: float, hi: float) -> bool:
+    return lo > -math.inf or hi < math.inf
+
+
 def blocks_together(stream: Stream | None, dtype: torch.dtype) -> int:
     """How many Philox blocks make up a 128-bit access; 0 if a row may start inside a block."""
     per_block = 2 if dtype == torch.float64 else 4

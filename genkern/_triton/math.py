@@ -18,6 +18,12 @@ def clamp(x, lo, hi):
 
 
 @triton.jit
+def clamp_gradient(x, gradient, lo, hi):
+    """`gradient` where x is inside or at the bounds, 0 outside; NaN counts as inside."""
+    return tl.where((x < lo) | (x > hi), 0.0, gradient)
+
+
+@triton.jit
 def divide(x, y):
     """x / y, correctly rounded: in float32 the plain operator is an approximation."""
     if x.dtype == tl.float64:

@@ -5,10 +5,16 @@ which `genkern._triton.launch.Form` describes. Offsets are int64 before any mult
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from genkern._triton.normal import noise_tile
+
+
+def arithmetic(tensor: Tensor) -> tl.dtype:
+    return tl.float64 if tensor.dtype == torch.float64 else tl.float32
 
 
 @triton.jit
@@ -81,3 +87,14 @@ def noise(
     if len(stream.draw) > 0:
         index += tl.cast(draw, tl.int64) * stream.draw[0]
     return noise_tile(tl.load(key), tl.load(key + stream.word), index, COLUMNS, T, BLOCKS, NORMAL)
+
+
+@triton.jit
+def noise_or_load(
+    given, stream, row, start, mask, form, draw, T: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):  # fmt: skip
+    if stream is None:
+        return load(given, row, start, mask, form, T, VECTOR, draw)
+    else:
+        return noise(stream, row, start, form, draw, T, mask.shape[1], BLOCKS, True)
