@@ -94,12 +94,12 @@ class _EagerFunction(torch.autograd.Function):
 
 
 class _FormingFunction(torch.autograd.Function):
-    """Autograd in plain eager of a loss that forms its gradient with its value."""
+    """Autograd in plain eager of a loss that forms its gradients with its value."""
 
     @staticmethod
     def forward(ctx: Any, op: Op, *args: Any) -> Any:
-        value, gradient = op.forming._route(*args)  # type: ignore[union-attr]
-        op._save(ctx, args, gradient)
+        value, *gradients = op.forming._route(*args)  # type: ignore[union-attr]
+        op._save(ctx, args, *gradients)
         return value
 
     @staticmethod
@@ -107,16 +107,17 @@ class _FormingFunction(torch.autograd.Function):
         if grad is None or torch.is_grad_enabled():
             # The gradient has to be differentiable: by the formula, as if it were not there.
             return (None, *ctx.op._backward(ctx, (grad,), ctx.needs_input_grad[1:]))
-        gradient = ctx.saved_tensors[-1]
-        others = (None,) * (len(ctx.needs_input_grad) - 2)
+        needs = ctx.needs_input_grad[1:]
+        formed = ctx.saved_tensors[-ctx.op._formed :]
+        others = (None,) * (len(needs) - len(formed))
         # Reading a number of the CPU costs nothing, and it is 1 wherever a loss is the last step.
-        if grad.dim() == 0 and grad.item() == 1.0:
-            return (None, gradient, *others)
-        return (
-            None,
-            gradient * grad.reshape(*grad.shape, *[1] * (gradient.dim() - grad.dim())),
-            *others,
-        )
+        if grad.dim() or grad.item() != 1.0:
+            formed = tuple(
+                g * grad.reshape(*grad.shape, *[1] * (g.dim() - grad.dim())) if need else g
+                for g, need in zip(formed, needs, strict=False)
+            )
+        found = (g if need else None for g, need in zip(formed, needs, strict=False))
+        return (None, *found, *others)
 
 
 class _FunctorchFunction(torch.autograd.Function):
@@ -158,9 +159,10 @@ class Op:
             `reference`, to any order: the right choice for the operators of backward passes.
         saves: Names of the arguments that backward needs; the others reach it as None.
         forming: For a loss: an operator of the same arguments that returns the loss and the
-            gradient of the first argument for an upstream gradient of 1. Plain eager uses it on a
-            CPU, where drawing noise a second time costs more than a pass over memory, in float32
-            and float64: a narrower dtype would round the gradient before it is scaled.
+            gradients of the first arguments for an upstream gradient of 1. Plain eager uses it on
+            a CPU, where drawing noise a second time, or a second call, costs more than a pass over
+            memory, in float32 and float64: a narrower dtype would round the gradient before it is
+            scaled.
     """
 
     def __init__(
@@ -196,6 +198,7 @@ class Op:
         self.overload = getattr(torch.ops.genkern, self.name).default
         arguments = self.overload._schema.arguments
         self._tensors = [i for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
+        self._formed = 0 if forming is None else len(forming.overload._schema.returns) - 1
         self._saved = [i for i in self._tensors if saves is None or arguments[i].name in saves]
         OPS[self.name] = self
 
@@ -223,7 +226,8 @@ class Op:
     def _forms(self, args: Args) -> bool:
         if self.forming is None or not args[0].is_cpu or args[0].dtype not in _FORMING:
             return False
-        return not any(args[i] is not None and args[i].requires_grad for i in self._tensors[1:])
+        others = self._tensors[self._formed :]
+        return not any(args[i] is not None and args[i].requires_grad for i in others)
 
     def bytes_moved(self, *args: Any) -> int:
         """Bytes a call must read and write: each tensor once, an expanded dimension not at all."""
