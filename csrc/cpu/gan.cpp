@@ -278,7 +278,7 @@ std::tuple<Tensor, Tensor> gradient_penalty_backward_backward(const Tensor& grad
   call.grad = rows_view(function, grad, grads, call.reduction);
   call.grad_out = arguments.view(grad_out);
   const bool wanted = output_mask & 1;
-  const Tensor grad_grad = wanted ? new_like(grad) : new_tensor({0}, grad.scalar_type());
+  const Tensor grad_grad = wanted ? new_like(grad) : new_tensor({0}, grads.scalar_type());
   if (wanted) call.grad_grad.data = grad_grad.data_ptr();
   const Tensor out = gradient(arguments, grads, output_mask, 1, call.out);
   const auto scratch = scratch_of(call);

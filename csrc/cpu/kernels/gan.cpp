@@ -227,6 +227,7 @@ struct PenaltyBuffers {
 template <class S, class T>
 void measure(const GradientPenalty& call, const Tensors<S, kPenaltyTensors>& a, const Cut& cut,
              const Unit& unit, PenaltyBuffers<T>& buffers) {
+  if (unit.n == 0) return;  // rows of no elements: the scratch is zeros
   const T* g = a[kGrads].read(unit.start, unit.n, buffers.grads);
   const T* v = a[kGradOut] ? a[kGradOut].read(unit.start, unit.n, buffers.grad_out) : nullptr;
   const int64_t length = cut.chunks > 1 ? unit.n : cut.length;
@@ -262,7 +263,7 @@ void solve(const GradientPenalty& call, const Cut& cut, int64_t b) {
 template <class S, class T>
 void write_result(const GradientPenalty& call, const Tensors<S, kPenaltyTensors>& a, const Cut& cut,
                   const Unit& unit, PenaltyBuffers<T>& buffers) {
-  if (!a[kPenaltyOut]) return;
+  if (!a[kPenaltyOut] || unit.n == 0) return;
   const T* g = a[kGrads].read(unit.start, unit.n, buffers.grads);
   const T* v = a[kGradOut] ? a[kGradOut].read(unit.start, unit.n, buffers.grad_out) : nullptr;
   T* out = a[kPenaltyOut].target(unit.start, unit.n, buffers.out);
@@ -409,6 +410,7 @@ void interpolation_backward(const Interpolation& call) {
       alignas(64) T real_[kChunk], fake_[kChunk], grad_[kChunk], out_[kChunk];
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
+        if (unit.n == 0) continue;  // the scratch is zeros
         const T* grad = a[kMixGrad].read(unit.start, unit.n, grad_);
         for (int v : {kGradReal, kGradFake}) {
           if (!a[v]) continue;
