@@ -148,9 +148,7 @@ def _bound(
     return x_t, torch.where(first, _decoder_nll(difference, x0, inverse_std), kl)
 
 
-def _vlb_terms(
-    pred: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | None
-) -> Outputs:
+def _vlb_terms(pred: Tensor, x0: Tensor, t: Tensor, table: Tensor, noise: Tensor | None) -> Outputs:
     noise = _drawn(x0, noise)
     x_t, terms = _bound(*pred.chunk(2, dim=1), x0, t, table, noise)
     return x_t, terms.flatten(1).sum(1)
@@ -213,21 +211,25 @@ def _training(loss: Callable[..., Tensor], **options: Any) -> Callable[..., Outp
     return run
 
 
-def _genkern_ddpm_step(**options: Any) -> Callable[..., Outputs]:
-    def run(x_t: Tensor, pred: Tensor, key: Tensor | None, noise: Tensor | None) -> Outputs:
-        return (
-            diffusion.ddpm_step(
-                x_t, pred, _STEP, _SCHEDULE, key=key, noise=noise, clip_range=_CLIP, **options
-            ),
-        )
+def _genkern_ddpm_step(
+    x_t: Tensor, pred: Tensor, key: Tensor | None, noise: Tensor | None, **options: Any
+) -> Outputs:
+    x = diffusion.ddpm_step(
+        x_t, pred, _STEP, _SCHEDULE, key=key, noise=noise, clip_range=_CLIP, **options
+    )
+    return (x,)
 
-    return run
+
+def _genkern_ddpm_step_learned(
+    x_t: Tensor, pred: Tensor, key: Tensor | None, noise: Tensor | None
+) -> Outputs:
+    return _genkern_ddpm_step(x_t, pred, key, noise, variance_type="learned_range")
 
 
 def _genkern_ddpm_step_guided(
     x_t: Tensor, pred: Tensor, uncond: Tensor, key: Tensor | None, noise: Tensor | None
 ) -> Outputs:
-    return _genkern_ddpm_step(uncond=uncond, guidance_scale=_GUIDANCE)(x_t, pred, key, noise)
+    return _genkern_ddpm_step(x_t, pred, key, noise, uncond=uncond, guidance_scale=_GUIDANCE)
 
 
 def _genkern_ddim_step(
@@ -305,7 +307,7 @@ Q_SAMPLE_HYBRID_LOSS = Problem(
 )
 DDPM_STEP = Problem(
     "ddpm_step",
-    _genkern_ddpm_step(),
+    _genkern_ddpm_step,
     _ddpm_step,
     _step,
     tables=(_DDPM,),
@@ -313,7 +315,7 @@ DDPM_STEP = Problem(
 )
 DDPM_STEP_LEARNED = Problem(
     "ddpm_step_learned_range",
-    _genkern_ddpm_step(variance_type="learned_range"),
+    _genkern_ddpm_step_learned,
     _ddpm_step_learned,
     _step_learned,
     tables=(_DDPM_LEARNED,),
