@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from genkern._ops import checks
 from genkern.random import new_key
+
+NO_CLIP = (-math.inf, math.inf)
 
 
 def noise_source(
@@ -59,3 +63,18 @@ def promoted(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensors
     dtype = checks.promoted(t for t in tensors if t is not None)
     return tuple(None if t is None else t.to(dtype) for t in tensors)
+
+
+def clip_bounds(
+    function: str, clip_range: float | tuple[float, float] | None
+) -> tuple[float, float]:
+    """The bounds of a clip_range: c, (low, high) or None."""
+    if clip_range is None:
+        return NO_CLIP
+    if isinstance(clip_range, (int, float)):
+        low, high = -clip_range, clip_range
+    else:
+        low, high = clip_range
+    if not low < high:
+        raise ValueError(f"{function}: clip_range must be c > 0 or (low, high), got {clip_range}")
+    return float(low), float(high)

@@ -74,7 +74,9 @@ class TritonBackend(Backend):
         reason: str | None = launch.refuses(*args)
         if reason is not None:
             return reason
-        family = op.reference.__module__.rsplit(".", 1)[-1]
+        # An operator that writes to `out` is of the family of the one it is made from.
+        of_family = OPS[op.name.removesuffix("_out")]
+        family = of_family.reference.__module__.rsplit(".", 1)[-1]
         kernel: Kernel | None = getattr(
             importlib.import_module(f"genkern._triton.{family}"), op.name, None
         )

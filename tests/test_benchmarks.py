@@ -15,7 +15,8 @@ import torch
 import genkern
 from benchmarks import __main__, calls, gate, report, roof, run
 from benchmarks.cases import CASES, Case
-from benchmarks.problems import RSAMPLE_KL, Problem
+from benchmarks.problems import Problem
+from benchmarks.problems.vae import RSAMPLE_KL
 from benchmarks.run import Options
 from genkern._native import unavailable_reason
 
@@ -38,7 +39,7 @@ def test_names_are_unique_and_every_floor_is_below_its_goal() -> None:
     assert len({case.id for case in CASES}) == len(CASES)
     for target in (target for case in CASES for target in case.targets):
         assert 0 < target.floor < target.goal
-        assert target.against in ("eager", "compile", "1 thread", "roof", "limit")
+        assert target.against in ("eager", "compile", "diffusers", "1 thread", "roof", "limit")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

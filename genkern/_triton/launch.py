@@ -101,6 +101,31 @@ class Stream(NamedTuple):
     draw: tuple[int, ...]
 
 
+class PerSample(NamedTuple):
+    """A tensor's first dimension, indexed by the sample.
+
+    Attributes:
+        outer: Strides of the rows; nothing for one value for all.
+    """
+
+    tensor: Tensor
+    outer: tuple[int, ...]
+
+
+class Table(NamedTuple):
+    """Rows of coefficients.
+
+    Attributes:
+        row: Stride of the rows.
+        column: Stride of the columns.
+    """
+
+    values: PerSample
+    rows: int
+    row: int
+    column: int
+
+
 class Tiles:
     """The form and the tiling of a call.
 
@@ -109,7 +134,7 @@ class Tiles:
         tensors: Every tensor of the call; those with one dimension more than `shape` have the
             draws first.
         key: The key of noise drawn in the kernel: keeps the elements in their logical order.
-        by_sample: Keep different samples in different rows, for sums over samples.
+        by_sample: Keep different samples in different rows, for what is of a sample.
 
     Attributes:
         form: What kernels need to know.
@@ -162,6 +187,21 @@ class Tiles:
         draw = (tensor.stride(0),) if tensor.dim() > self._dim else ()
         return Operand(tensor, self._row_strides(strides), (inner,) if inner else (), draw)
 
+    def per_sample(self, tensor: Tensor | None) -> PerSample | None:
+        """A tensor of one value a sample, or one for all, as kernels take it."""
+        if tensor is None:
+            return None
+        if not varies(tensor):
+            return PerSample(tensor, ())
+        strides = (tensor.stride(0),) + (0,) * (len(self._shape) - 1)
+        return PerSample(tensor, self._row_strides(strides))
+
+    def table(self, coefficients: Tensor, t: Tensor | None) -> tuple[Table, PerSample | None]:
+        """Coefficients as kernels take them: rows `t`, or one a sample, or one for all."""
+        rows = self.per_sample(coefficients) if t is None else None
+        values = rows or PerSample(coefficients, ())
+        return Table(values, len(coefficients), *coefficients.stride()), self.per_sample(t)
+
     def stream(self, key: Tensor | None, draws: int | None = None) -> Stream | None:
         """A key as kernels take it, for the elements of `draws` tensors of the call's shape."""
         if key is None:
@@ -208,6 +248,15 @@ class Tiles:
 
 def _next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
+
+
+def varies(*values: Tensor | None) -> bool:
+    """Whether any has more than one value for a call's samples."""
+    return any(v is not None and v.dim() > 0 and v.shape[0] > 1 for v in values)
+
+
+def clamps(lo: float, hi: float) -> bool:
+    return lo > -math.inf or hi < math.inf
 
 
 def blocks_together(stream: Stream | None, dtype: torch.dtype) -> int:

@@ -2,13 +2,14 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from genkern._triton.launch import BATCHMEAN, MEAN, SAMPLE, TILE, Tiles, launch
+from genkern._triton.launch import BATCHMEAN, MEAN, NONE, SAMPLE, TILE, Tiles, launch
 
 
 @triton.jit
@@ -78,3 +79,26 @@ def finish(partial: Tensor, shape: Sequence[int], reduction: int) -> Tensor:
         ROWS=tile_rows, COLUMNS=tile_columns,
     )  # fmt: skip
     return total
+
+
+def value_of(out: Tensor | None, partial: Tensor | None, like: Tensor, reduction: int) -> Tensor:
+    """The elementwise value, or the partial sums summed up."""
+    if partial is None:
+        return cast(Tensor, out)
+    return finish(partial, like.shape, reduction)
+
+
+def new_gradient(like: Tensor | None, wanted: int, flows: bool = True) -> Tensor | None:
+    """Room for a gradient; zeros where nothing flows into it."""
+    if like is None or not wanted:
+        return None
+    return torch.empty_like(like) if flows else torch.zeros_like(like)
+
+
+def upstream(grad: Tensor | None, like: Tensor, reduction: int) -> Tensor | None:
+    """The gradient of a reduced value as a view in the shape of `like`."""
+    if grad is None or reduction == NONE:
+        return grad
+    if reduction == SAMPLE:
+        grad = grad.view(-1, *[1] * (like.dim() - 1)) if like.dim() else grad[0]
+    return grad.expand(like.shape)

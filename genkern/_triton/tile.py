@@ -5,10 +5,16 @@ which `genkern._triton.launch.Form` describes. Offsets are int64 before any mult
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from genkern._triton.normal import noise_tile
+
+
+def arithmetic(tensor: Tensor) -> tl.dtype:
+    return tl.float64 if tensor.dtype == torch.float64 else tl.float32
 
 
 @triton.jit
@@ -69,6 +75,37 @@ def store(x, value, row, start, mask, form, VECTOR: tl.constexpr, draw=0):
 
 
 @triton.jit
+def sample_pointers(x, row, form):
+    """Pointers to the value of each row's sample, (ROWS, 1); (1, 1) if there is one for all."""
+    if len(x.outer) == 0:
+        return x.tensor + tl.zeros((1, 1), tl.int64)
+    else:
+        return x.tensor + row_offset(x.outer, row, form, 1)
+
+
+@triton.jit
+def load_sample(x, row, form):
+    return tl.load(sample_pointers(x, row, form))
+
+
+@triton.jit
+def coefficients(table, t, row, form):
+    """Pointers to the row of the table for each row's sample, as from `sample_pointers`."""
+    first = sample_pointers(table.values, row, form)
+    if t is None:
+        return first
+    else:
+        index = load_sample(t, row, form)
+        tl.device_assert((index >= 0) & (index < table.rows), "t is not in the table")
+        return first + tl.minimum(tl.maximum(index, 0), table.rows - 1) * table.row
+
+
+@triton.jit
+def coefficient(first, table, column: tl.constexpr):
+    return tl.load(first + column * table.column)
+
+
+@triton.jit
 def noise(
     stream, row, start, form, draw, T: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCKS: tl.constexpr, NORMAL: tl.constexpr,
@@ -81,3 +118,14 @@ def noise(
     if len(stream.draw) > 0:
         index += tl.cast(draw, tl.int64) * stream.draw[0]
     return noise_tile(tl.load(key), tl.load(key + stream.word), index, COLUMNS, T, BLOCKS, NORMAL)
+
+
+@triton.jit
+def noise_or_load(
+    given, stream, row, start, mask, form, draw, T: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):  # fmt: skip
+    if stream is None:
+        return load(given, row, start, mask, form, T, VECTOR, draw)
+    else:
+        return noise(stream, row, start, form, draw, T, mask.shape[1], BLOCKS, True)

@@ -2,25 +2,33 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
 import math
-from typing import cast
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from genkern._triton.launch import NONE, SAMPLE, Tiles, blocks_together, launch
-from genkern._triton.math import clamp, divide, exp, exp_saturated, expm1, log1p_exp
-from genkern._triton.reduce import divisor, finish, new_partial, store_partial
-from genkern._triton.tile import load, noise, store, this_tile
+from genkern._triton.launch import NONE, SAMPLE, Tiles, blocks_together, clamps, launch
+from genkern._triton.math import (
+    clamp,
+    clamp_gradient,
+    divide,
+    exp,
+    exp_saturated,
+    expm1,
+    log1p_exp,
+)
+from genkern._triton.reduce import (
+    divisor,
+    new_gradient,
+    new_partial,
+    store_partial,
+    upstream,
+    value_of,
+)
+from genkern._triton.tile import arithmetic, load, noise_or_load, store, this_tile
 
 # ---- one element
-
-
-@triton.jit
-def clamp_gradient(x, gradient, lo, hi):
-    """`gradient` where x is inside or at the bounds, 0 outside; NaN counts as inside."""
-    return tl.where((x < lo) | (x > hi), 0.0, gradient)
 
 
 @triton.jit
@@ -92,17 +100,6 @@ def gaussian_value_sigma(x_hat, x, inverse_sigma, half_log_2_pi_variance):
 
 
 # ---- kernels
-
-
-@triton.jit
-def noise_or_load(
-    given, stream, row, start, mask, form, draw, T: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):  # fmt: skip
-    if stream is None:
-        return load(given, row, start, mask, form, T, VECTOR, draw)
-    else:
-        return noise(stream, row, start, form, draw, T, mask.shape[1], BLOCKS, True)
 
 
 @triton.jit
@@ -341,7 +338,7 @@ def kl(
         mu, logvar, prior_mu, prior_logvar, None, None, None, prior_mu_value, prior_logvar_value,
         free_bits, logvar_min, logvar_max, reduction, None, out,
     )  # fmt: skip
-    return _value(out, partial, mu, reduction)
+    return value_of(out, partial, mu, reduction)
 
 
 def rsample_kl(
@@ -356,7 +353,7 @@ def rsample_kl(
         mu, logvar, prior_mu, prior_logvar, key, noise, None, prior_mu_value, prior_logvar_value,
         free_bits, logvar_min, logvar_max, reduction, z, out,
     )  # fmt: skip
-    return z, _value(out, partial, mu, reduction)
+    return z, value_of(out, partial, mu, reduction)
 
 
 def rsample_kl_backward(
@@ -369,14 +366,14 @@ def rsample_kl_backward(
     likes = (mu, logvar, prior_mu, prior_logvar, noise)
     sources = (True, True, grad_kl is not None, grad_kl is not None, grad_z is not None)
     outputs = [
-        _gradient(like, output_mask >> i & 1, flows)
+        new_gradient(like, output_mask >> i & 1, flows)
         for i, (like, flows) in enumerate(zip(likes, sources, strict=True))
     ]
     written = [g if flows else None for g, flows in zip(outputs, sources, strict=True)]
     if not output_mask & 0b10:
         key = None  # only the gradient of logvar needs the noise
     given = noise if key is None and output_mask & 0b10 else None
-    spread = _spread(grad_kl, mu, reduction)
+    spread = upstream(grad_kl, mu, reduction)
     tiles = Tiles(
         mu.shape,
         [grad_z, spread, mu, logvar, prior_mu, prior_logvar, given, *written],
@@ -389,9 +386,9 @@ def rsample_kl_backward(
         *map(tiles.operand, (mu, logvar, prior_mu, prior_logvar, given)), stream,
         *map(tiles.operand, written), tiles.form, 1 if num_samples is None else num_samples,
         prior_mu_value, prior_logvar_value, free_bits, logvar_min, logvar_max,
-        T=_arithmetic(mu), **tiles.meta, BLOCKS=blocks_together(stream, mu.dtype),
+        T=arithmetic(mu), **tiles.meta, BLOCKS=blocks_together(stream, mu.dtype),
         STANDARD=_standard(prior_mu, prior_logvar, prior_mu_value, prior_logvar_value),
-        FREE_BITS=free_bits > 0.0, CLAMP=_clamps(logvar_min, logvar_max),
+        FREE_BITS=free_bits > 0.0, CLAMP=clamps(logvar_min, logvar_max),
         DRAWS=num_samples is not None,
     )  # fmt: skip
     return tuple(mu.new_empty(0) if g is None else g for g in outputs)
@@ -404,22 +401,22 @@ def bernoulli_nll(logits: Tensor, x: Tensor, reduction: int) -> Tensor:
     launch(
         bernoulli_nll_kernel, tiles.programs, logits.device,
         *map(tiles.operand, (logits, x, out)), partial, tiles.form,
-        T=_arithmetic(logits), **tiles.meta, BY_ROW=reduction == SAMPLE,
+        T=arithmetic(logits), **tiles.meta, BY_ROW=reduction == SAMPLE,
     )  # fmt: skip
-    return _value(out, partial, logits, reduction)
+    return value_of(out, partial, logits, reduction)
 
 
 def bernoulli_nll_backward(
     grad: Tensor, logits: Tensor, x: Tensor, reduction: int, output_mask: int
 ) -> tuple[Tensor, ...]:
-    outputs = [_gradient(t, output_mask >> i & 1) for i, t in enumerate((logits, x))]
-    spread = _spread(grad, logits, reduction)
+    outputs = [new_gradient(t, output_mask >> i & 1) for i, t in enumerate((logits, x))]
+    spread = upstream(grad, logits, reduction)
     tiles = Tiles(logits.shape, [spread, logits, x, *outputs])
     launch(
         bernoulli_nll_backward_kernel, tiles.programs, logits.device,
         tiles.operand(spread), divisor(logits.shape, reduction),
         *map(tiles.operand, (logits, x, *outputs)), tiles.form,
-        T=_arithmetic(logits), **tiles.meta,
+        T=arithmetic(logits), **tiles.meta,
     )  # fmt: skip
     return tuple(logits.new_empty(0) if g is None else g for g in outputs)
 
@@ -435,10 +432,10 @@ def gaussian_nll(
         gaussian_nll_kernel, tiles.programs, x_hat.device,
         *map(tiles.operand, (x_hat, x, logvar, out)), partial, tiles.form,
         1.0 / sigma, math.log(sigma) + 0.5 * LOG_2_PI.value, logvar_min, logvar_max,
-        T=_arithmetic(x_hat), **tiles.meta, CLAMP=_clamps(logvar_min, logvar_max),
+        T=arithmetic(x_hat), **tiles.meta, CLAMP=clamps(logvar_min, logvar_max),
         BY_ROW=reduction == SAMPLE,
     )  # fmt: skip
-    return _value(out, partial, x_hat, reduction)
+    return value_of(out, partial, x_hat, reduction)
 
 
 def gaussian_nll_backward(
@@ -446,15 +443,15 @@ def gaussian_nll_backward(
     logvar_min: float, logvar_max: float, reduction: int, output_mask: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     likes = (x_hat, x, logvar)
-    outputs = [_gradient(like, output_mask >> i & 1) for i, like in enumerate(likes)]
-    spread = _spread(grad, x_hat, reduction)
+    outputs = [new_gradient(like, output_mask >> i & 1) for i, like in enumerate(likes)]
+    spread = upstream(grad, x_hat, reduction)
     tiles = Tiles(x_hat.shape, [spread, *likes, *outputs])
     launch(
         gaussian_nll_backward_kernel, tiles.programs, x_hat.device,
         tiles.operand(spread), divisor(x_hat.shape, reduction),
         *map(tiles.operand, (*likes, *outputs)), tiles.form,
         1.0 / sigma, logvar_min, logvar_max,
-        T=_arithmetic(x_hat), **tiles.meta, CLAMP=_clamps(logvar_min, logvar_max),
+        T=arithmetic(x_hat), **tiles.meta, CLAMP=clamps(logvar_min, logvar_max),
     )  # fmt: skip
     return tuple(x_hat.new_empty(0) if g is None else g for g in outputs)
 
@@ -477,22 +474,11 @@ def _posterior(
         tiles.operand(z), tiles.operand(kl), partial, tiles.form,
         1 if num_samples is None else num_samples,
         prior_mu_value, prior_logvar_value, free_bits, logvar_min, logvar_max,
-        T=_arithmetic(mu), **tiles.meta, BLOCKS=blocks_together(stream, mu.dtype),
+        T=arithmetic(mu), **tiles.meta, BLOCKS=blocks_together(stream, mu.dtype),
         STANDARD=_standard(prior_mu, prior_logvar, prior_mu_value, prior_logvar_value),
-        FREE_BITS=free_bits > 0.0, CLAMP=_clamps(logvar_min, logvar_max), BY_ROW=by_sample,
+        FREE_BITS=free_bits > 0.0, CLAMP=clamps(logvar_min, logvar_max), BY_ROW=by_sample,
     )  # fmt: skip
     return partial
-
-
-def _value(out: Tensor | None, partial: Tensor | None, like: Tensor, reduction: int) -> Tensor:
-    """The elementwise value, or the partial sums summed up."""
-    if partial is None:
-        return cast(Tensor, out)
-    return finish(partial, like.shape, reduction)
-
-
-def _arithmetic(tensor: Tensor) -> tl.dtype:
-    return tl.float64 if tensor.dtype == torch.float64 else tl.float32
 
 
 def _standard(
@@ -501,25 +487,5 @@ def _standard(
     return prior_mu is None and prior_logvar is None and mu_value == logvar_value == 0.0
 
 
-def _clamps(lo: float, hi: float) -> bool:
-    return lo > -math.inf or hi < math.inf
-
-
 def _new_z(mu: Tensor, num_samples: int | None) -> Tensor:
     return torch.empty_like(mu) if num_samples is None else mu.new_empty((num_samples, *mu.shape))
-
-
-def _gradient(like: Tensor | None, wanted: int, flows: bool = True) -> Tensor | None:
-    """Room for a gradient; zeros where nothing flows into it."""
-    if like is None or not wanted:
-        return None
-    return torch.empty_like(like) if flows else torch.zeros_like(like)
-
-
-def _spread(grad: Tensor | None, like: Tensor, reduction: int) -> Tensor | None:
-    """The gradient of a reduced value as a view in the shape of `like`."""
-    if grad is None or reduction == NONE:
-        return grad
-    if reduction == SAMPLE:
-        grad = grad.view(-1, *[1] * (like.dim() - 1)) if like.dim() else grad[0]
-    return grad.expand(like.shape)

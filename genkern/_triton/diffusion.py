@@ -1,0 +1,784 @@
+"""The diffusion family in Triton: csrc/include/genkern/diffusion.h.
+
+A kernel's `first` points to its samples' rows of coefficients; equations and columns are those of
+`genkern._ops.diffusion`.
+"""
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from genkern._triton.launch import (
+    NONE,
+    SAMPLE,
+    TILE,
+    Tiles,
+    blocks_together,
+    clamps,
+    launch,
+    varies,
+)
+from genkern._triton.math import (
+    clamp,
+    clamp_gradient,
+    divide,
+    erfcx,
+    exp,
+    exp_saturated,
+    expm1,
+)
+from genkern._triton.reduce import (
+    divisor,
+    new_gradient,
+    new_partial,
+    store_partial,
+    sum_dtype,
+    upstream,
+    value_of,
+)
+from genkern._triton.tile import (
+    arithmetic,
+    coefficient,
+    coefficients,
+    load,
+    load_sample,
+    noise_or_load,
+    store,
+    this_tile,
+)
+
+# ---- one element
+
+
+@triton.jit
+def guide(pred, uncond, scale):
+    """uncond + scale (pred - uncond)."""
+    return tl.fma(scale, pred - uncond, uncond)
+
+
+@triton.jit
+def weighted_square(difference, weight, offset):
+    return tl.fma(weight * difference, difference, offset)
+
+
+@triton.jit
+def step_kl(d, mean_x0, true_lv, lv):
+    """KL(N(x, e^true_lv) || N(x + mean_x0 d, e^lv)), and its derivatives by d and lv."""
+    r = true_lv - lv
+    value, g = expm1(r, exp(r))
+    # In two steps, by e^(-lv/4) kept finite: 0 times infinity would make a NaN.
+    q = exp_saturated(lv * -0.25)
+    s = ((mean_x0 * d) * q) * q
+    return tl.fma(s, s, g) * 0.5, (mean_x0 * s * q) * q, -tl.fma(s, s, value) * 0.5
+
+
+HALF_BIN = tl.constexpr(1.0 / 255.0)
+LAST_BIN = tl.constexpr(0.999)
+ROOT_HALF = tl.constexpr(0.70710678118654752440)
+HALF_LOG_2_PI = tl.constexpr(0.91893853320467274178)
+
+
+@triton.jit
+def decoder_nll(d, x0, lv):
+    """-log of what the discretised N(x0 - d, e^lv) gives to x0's bin, and its derivatives by d, lv.
+
+    In float64: the difference of two tails loses digits.
+    """
+    inverse = exp_saturated(lv * -0.5)
+    # Mirrored so that the bin lies on the positive side, where the tail is small.
+    mirrored = d < 0.0
+    c = tl.abs(d)
+    below = x0 < -LAST_BIN
+    above = x0 > LAST_BIN
+    open_near = tl.where(mirrored, above, below)
+    open_far = tl.where(mirrored, below, above)
+    a = (c - HALF_BIN) * inverse
+    b = (c + HALF_BIN) * inverse
+    # The bin holds the mean, or all that is before it: two parts of the bell, added.
+    near = tl.where(open_near, 1.0, tl.math.erf(a * -ROOT_HALF))
+    both = near + tl.where(open_far, 1.0, tl.math.erf(b * ROOT_HALF))
+    # It does not: a difference of tails, scaled by the density at the near end.
+    ratio = exp(((c * inverse) * (-2.0 * HALF_BIN)) * inverse)
+    tails = erfcx(a * ROOT_HALF) - tl.where(open_far, 0.0, erfcx(b * ROOT_HALF) * ratio)
+    around = (a <= 0.0) | open_near
+    log_p = tl.log(0.5 * tl.where(around, both, tails)) - tl.where(around, 0.0, 0.5 * a * a)
+    # Densities at the ends over the probability.
+    shift = log_p + HALF_LOG_2_PI
+    at_a = tl.where(open_near, 0.0, exp(-0.5 * a * a - shift))
+    at_b = tl.where(open_far, 0.0, exp(-0.5 * b * b - shift))
+    along_c = (at_a - at_b) * inverse
+    along_lv = tl.where(open_far, 0.0, b * at_b) - tl.where(open_near, 0.0, a * at_a)
+    return -log_p, tl.where(mirrored, -along_c, along_c), along_lv * 0.5
+
+
+# ---- affine
+
+
+@triton.jit
+def affine_kernel(
+    x, y, z, given, stream, out, table, t, form,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    first = coefficients(table, t, row, form)
+    total = coefficient(first, table, 0) * load(x, row, start, mask, form, T, VECTOR)
+    if y is not None:
+        total = tl.fma(
+            coefficient(first, table, 1), load(y, row, start, mask, form, T, VECTOR), total
+        )
+    if z is not None:
+        total = tl.fma(
+            coefficient(first, table, 2), load(z, row, start, mask, form, T, VECTOR), total
+        )
+    if given is not None or stream is not None:
+        eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
+        total = tl.fma(coefficient(first, table, 3), eps, total)
+    store(out, total, row, start, mask, form, VECTOR)
+
+
+def affine(
+    x: Tensor, y: Tensor | None, z: Tensor | None, key: Tensor | None, noise: Tensor | None,
+    coefficients: Tensor, t: Tensor | None,
+) -> Tensor:  # fmt: skip
+    out = torch.empty_like(x)
+    affine_out(x, y, z, key, noise, coefficients, t, out)
+    return out
+
+
+def affine_out(
+    x: Tensor, y: Tensor | None, z: Tensor | None, key: Tensor | None, noise: Tensor | None,
+    coefficients: Tensor, t: Tensor | None, out: Tensor,
+) -> None:  # fmt: skip
+    tiles = Tiles(x.shape, [x, y, z, noise, out], key, varies(coefficients if t is None else t))
+    stream = tiles.stream(key)
+    launch(
+        affine_kernel, tiles.programs, x.device,
+        *map(tiles.operand, (x, y, z, noise)), stream, tiles.operand(out),
+        *tiles.table(coefficients, t), tiles.form,
+        T=arithmetic(x), **tiles.meta, BLOCKS=blocks_together(stream, x.dtype),
+    )  # fmt: skip
+
+
+# ---- noise_loss
+
+
+@triton.jit
+def loss_parts(
+    pred, x0, given, stream, sample_weight, first, table, row, start, mask, form,
+    T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """pred - target, and the weight."""
+    difference = load(pred, row, start, mask, form, T, VECTOR)
+    if x0 is not None:
+        difference = tl.fma(
+            -coefficient(first, table, 0), load(x0, row, start, mask, form, T, VECTOR), difference
+        )
+    if given is not None or stream is not None:
+        eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
+        difference = tl.fma(-coefficient(first, table, 1), eps, difference)
+    weight = coefficient(first, table, 2)
+    if sample_weight is not None:
+        weight *= load_sample(sample_weight, row, form)
+    return difference, weight
+
+
+@triton.jit
+def noise_loss_kernel(
+    pred, x0, given, stream, sample_weight, loss, partial, table, t, form,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr, BY_ROW: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    first = coefficients(table, t, row, form)
+    difference, weight = loss_parts(
+        pred, x0, given, stream, sample_weight, first, table, row, start, mask, form,
+        T, VECTOR, BLOCKS,
+    )  # fmt: skip
+    value = weighted_square(difference, weight, coefficient(first, table, 3))
+    if loss is not None:
+        store(loss, value, row, start, mask, form, VECTOR)
+    else:
+        store_partial(partial, value, row, mask, form, BY_ROW)
+
+
+@triton.jit
+def noise_loss_backward_kernel(
+    grad, factor: tl.float64, pred, x0, given, stream, sample_weight,
+    grad_pred, grad_x0, grad_noise, table, t, form,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    first = coefficients(table, t, row, form)
+    difference, weight = loss_parts(
+        pred, x0, given, stream, sample_weight, first, table, row, start, mask, form,
+        T, VECTOR, BLOCKS,
+    )  # fmt: skip
+    weight *= tl.full((), factor, T)
+    along = (weight * load(grad, row, start, mask, form, T, VECTOR)) * difference
+    if grad_pred is not None:
+        store(grad_pred, along, row, start, mask, form, VECTOR)
+    if grad_x0 is not None:
+        by_x0 = -coefficient(first, table, 0) * along
+        store(grad_x0, by_x0, row, start, mask, form, VECTOR)
+    if grad_noise is not None:
+        by_noise = -coefficient(first, table, 1) * along
+        store(grad_noise, by_noise, row, start, mask, form, VECTOR)
+
+
+def noise_loss(
+    pred: Tensor, x0: Tensor | None, key: Tensor | None, noise: Tensor | None,
+    coefficients: Tensor, t: Tensor | None, sample_weight: Tensor | None, reduction: int,
+) -> Tensor:  # fmt: skip
+    out = torch.empty_like(pred) if reduction == NONE else None
+    by_sample = reduction == SAMPLE
+    pinned = by_sample or varies(coefficients if t is None else t, sample_weight)
+    tiles = Tiles(pred.shape, [pred, x0, noise, out], key, pinned)
+    stream = tiles.stream(key)
+    partial = None if out is not None else new_partial(pred, tiles, reduction)
+    launch(
+        noise_loss_kernel, tiles.programs, pred.device,
+        *map(tiles.operand, (pred, x0, noise)), stream, tiles.per_sample(sample_weight),
+        tiles.operand(out), partial, *tiles.table(coefficients, t), tiles.form,
+        T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
+        BY_ROW=by_sample,
+    )  # fmt: skip
+    return value_of(out, partial, pred, reduction)
+
+
+def noise_loss_backward(
+    grad: Tensor, pred: Tensor, x0: Tensor | None, key: Tensor | None, noise: Tensor | None,
+    coefficients: Tensor, t: Tensor | None, sample_weight: Tensor | None,
+    reduction: int, output_mask: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    outputs = _gradients((pred, x0, noise), output_mask)
+    spread = upstream(grad, pred, reduction)
+    pinned = varies(coefficients if t is None else t, sample_weight)
+    tiles = Tiles(pred.shape, [spread, pred, x0, noise, *outputs], key, pinned)
+    stream = tiles.stream(key)
+    launch(
+        noise_loss_backward_kernel, tiles.programs, pred.device,
+        tiles.operand(spread), _over(2.0, divisor(pred.shape, reduction)),
+        *map(tiles.operand, (pred, x0, noise)), stream, tiles.per_sample(sample_weight),
+        *map(tiles.operand, outputs), *tiles.table(coefficients, t), tiles.form,
+        T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
+    )  # fmt: skip
+    return tuple(pred.new_empty(0) if g is None else g for g in outputs)
+
+
+# ---- sampler_step
+
+
+@triton.jit
+def guided(
+    pred, uncond, guidance_factor, scale, row, start, mask, form,
+    T: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    m = load(pred, row, start, mask, form, T, VECTOR)
+    if uncond is not None:
+        base = load(uncond, row, start, mask, form, T, VECTOR)
+        m = guide(m, base, tl.full((1, 1), scale, T))
+    if guidance_factor is not None:
+        m *= load_sample(guidance_factor, row, form)
+    return m
+
+
+@triton.jit
+def x0_of(x, m, first, table):
+    return tl.fma(coefficient(first, table, 1), m, coefficient(first, table, 0) * x)
+
+
+@triton.jit
+def learned_deviation(
+    var_values, first, table, row, start, mask, form, T: tl.constexpr, VECTOR: tl.constexpr
+):
+    """The part of the standard deviation that the network learns."""
+    values = load(var_values, row, start, mask, form, T, VECTOR)
+    slope = coefficient(first, table, 7) * 0.5
+    return exp(tl.fma(slope, values, coefficient(first, table, 6) * 0.5))
+
+
+@triton.jit
+def sampler_step_kernel(
+    x_t, pred, var_values, uncond, given, stream, guidance_factor, threshold, out,
+    table, t, form, guidance_scale: tl.float64, x0_min: tl.float64, x0_max: tl.float64,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr, CLIP: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    first = coefficients(table, t, row, form)
+    x = load(x_t, row, start, mask, form, T, VECTOR)
+    m = guided(pred, uncond, guidance_factor, guidance_scale, row, start, mask, form, T, VECTOR)
+    total = tl.fma(coefficient(first, table, 4), m, coefficient(first, table, 3) * x)
+    mean_x0 = coefficient(first, table, 2)
+    if threshold is not None:
+        # Divided by the threshold after clipping to it: the coefficient is divided instead.
+        high = load_sample(threshold, row, form)
+        x0 = clamp(x0_of(x, m, first, table), -high, high)
+        total = tl.fma(divide(mean_x0, high), x0, total)
+    elif CLIP:
+        x0 = clamp(
+            x0_of(x, m, first, table), tl.full((1, 1), x0_min, T), tl.full((1, 1), x0_max, T)
+        )
+        total = tl.fma(mean_x0, x0, total)
+    if given is not None or stream is not None:
+        eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
+        if var_values is not None:
+            eps *= learned_deviation(var_values, first, table, row, start, mask, form, T, VECTOR)
+        total = tl.fma(coefficient(first, table, 5), eps, total)
+    store(out, total, row, start, mask, form, VECTOR)
+
+
+@triton.jit
+def sampler_step_backward_kernel(
+    grad, x_t, pred, var_values, uncond, given, stream,
+    grad_x_t, grad_pred, grad_var_values, grad_uncond, grad_noise,
+    table, t, form, guidance_scale: tl.float64, x0_min: tl.float64, x0_max: tl.float64,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    first = coefficients(table, t, row, form)
+    g = load(grad, row, start, mask, form, T, VECTOR)
+    by_x = coefficient(first, table, 3) * g
+    by_m = coefficient(first, table, 4) * g
+    if x_t is not None:
+        x = load(x_t, row, start, mask, form, T, VECTOR)
+        m = guided(pred, uncond, None, guidance_scale, row, start, mask, form, T, VECTOR)
+        by_x0 = clamp_gradient(
+            x0_of(x, m, first, table), coefficient(first, table, 2) * g,
+            tl.full((1, 1), x0_min, T), tl.full((1, 1), x0_max, T),
+        )  # fmt: skip
+        by_x = tl.fma(coefficient(first, table, 0), by_x0, by_x)
+        by_m = tl.fma(coefficient(first, table, 1), by_x0, by_m)
+    if grad_x_t is not None:
+        store(grad_x_t, by_x, row, start, mask, form, VECTOR)
+    scale = tl.full((1, 1), guidance_scale, T)
+    if grad_pred is not None:
+        store(grad_pred, scale * by_m, row, start, mask, form, VECTOR)
+    if grad_uncond is not None:
+        store(grad_uncond, (1.0 - scale) * by_m, row, start, mask, form, VECTOR)
+    if grad_var_values is not None or grad_noise is not None:
+        by_eps = coefficient(first, table, 5) * g
+        if var_values is not None:
+            by_eps *= learned_deviation(var_values, first, table, row, start, mask, form, T, VECTOR)
+        if grad_noise is not None:
+            store(grad_noise, by_eps, row, start, mask, form, VECTOR)
+        if grad_var_values is not None:
+            eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
+            by_values = (coefficient(first, table, 7) * 0.5) * (by_eps * eps)
+            store(grad_var_values, by_values, row, start, mask, form, VECTOR)
+
+
+def sampler_step(
+    x_t: Tensor, pred: Tensor, var_values: Tensor | None, uncond: Tensor | None,
+    key: Tensor | None, noise: Tensor | None, coefficients: Tensor, t: Tensor | None,
+    guidance_factor: Tensor | None, threshold: Tensor | None,
+    guidance_scale: float, x0_min: float, x0_max: float,
+) -> Tensor:  # fmt: skip
+    out = torch.empty_like(x_t)
+    sampler_step_out(
+        x_t, pred, var_values, uncond, key, noise, coefficients, t, guidance_factor, threshold,
+        guidance_scale, x0_min, x0_max, out,
+    )  # fmt: skip
+    return out
+
+
+def sampler_step_out(
+    x_t: Tensor, pred: Tensor, var_values: Tensor | None, uncond: Tensor | None,
+    key: Tensor | None, noise: Tensor | None, coefficients: Tensor, t: Tensor | None,
+    guidance_factor: Tensor | None, threshold: Tensor | None,
+    guidance_scale: float, x0_min: float, x0_max: float, out: Tensor,
+) -> None:  # fmt: skip
+    if key is None and noise is None:
+        var_values = None
+    pinned = varies(coefficients if t is None else t, guidance_factor, threshold)
+    tiles = Tiles(x_t.shape, [x_t, pred, var_values, uncond, noise, out], key, pinned)
+    stream = tiles.stream(key)
+    launch(
+        sampler_step_kernel, tiles.programs, x_t.device,
+        *map(tiles.operand, (x_t, pred, var_values, uncond, noise)), stream,
+        tiles.per_sample(guidance_factor), tiles.per_sample(threshold), tiles.operand(out),
+        *tiles.table(coefficients, t), tiles.form, guidance_scale, x0_min, x0_max,
+        T=arithmetic(x_t), **tiles.meta, BLOCKS=blocks_together(stream, x_t.dtype),
+        CLIP=clamps(x0_min, x0_max),
+    )  # fmt: skip
+
+
+def sampler_step_backward(
+    grad: Tensor, x_t: Tensor, pred: Tensor, var_values: Tensor | None, uncond: Tensor | None,
+    key: Tensor | None, noise: Tensor | None, coefficients: Tensor, t: Tensor | None,
+    guidance_scale: float, x0_min: float, x0_max: float, output_mask: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    noisy = key is not None or noise is not None
+    outputs = _gradients((x_t, pred, var_values, uncond, noise), output_mask)
+    if outputs[2] is not None and not noisy:
+        outputs[2].zero_()
+    written = [*outputs[:2], outputs[2] if noisy else None, *outputs[3:]]
+    # Only the gradients that depend on a tensor need it.
+    drawn = key if written[2] is not None else None
+    given = noise if written[2] is not None else None
+    values = var_values if written[2] is not None or written[4] is not None else None
+    read = (x_t, pred, uncond) if clamps(x0_min, x0_max) else (None, None, None)
+    tiles = Tiles(
+        x_t.shape, [grad, *read, values, given, *written], drawn,
+        varies(coefficients if t is None else t),
+    )  # fmt: skip
+    stream = tiles.stream(drawn)
+    launch(
+        sampler_step_backward_kernel, tiles.programs, x_t.device,
+        *map(tiles.operand, (grad, *read[:2], values, read[2], given)), stream,
+        *map(tiles.operand, written), *tiles.table(coefficients, t), tiles.form,
+        1.0 if uncond is None else guidance_scale, x0_min, x0_max,
+        T=arithmetic(x_t), **tiles.meta, BLOCKS=blocks_together(stream, x_t.dtype),
+    )  # fmt: skip
+    return tuple(x_t.new_empty(0) if g is None else g for g in outputs)
+
+
+# ---- what a step needs to know of a whole sample
+
+
+@triton.jit
+def store_moments(partial, x, count, row, mask, form):
+    """Mean and sum of squared deviations of each row of the tile."""
+    mean = tl.sum(tl.where(mask, x, 0.0), axis=1) / count
+    rest = tl.where(mask, x - mean[:, None], 0.0)
+    # The mean is rounded: its error shows in the sum of the deviations.
+    error = tl.sum(rest, axis=1) / count
+    squares = tl.sum(rest * rest, axis=1) - count * error * error
+    exists = row >= 0
+    if form.rows is not None:
+        exists = row < form.rows
+    tl.store(partial, mean.to(tl.float64) + error, mask=exists)
+    tl.store(partial + 1, squares, mask=exists)
+
+
+@triton.jit
+def moments_kernel(
+    pred, uncond, partial, form, guidance_scale: tl.float64,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    x = load(pred, row, start, mask, form, T, VECTOR)
+    base = load(uncond, row, start, mask, form, T, VECTOR)
+    count = tl.minimum(form.columns * VECTOR - start, COLUMNS).to(T)
+    to = partial + (row * form.column_tiles + tl.program_id(0) % form.column_tiles) * 4
+    store_moments(to, x, count, row, mask, form)
+    mixed = guide(x, base, tl.full((1, 1), guidance_scale, T))
+    store_moments(to + 2, mixed, count, row, mask, form)
+
+
+@triton.jit
+def squared_deviations(
+    partial, parts, column_tiles, columns, rows, COLUMNS: tl.constexpr, LANES: tl.constexpr
+):
+    """Of a whole sample, from the moments of its parts: Chan, Golub and LeVeque, 1979, (1.5)."""
+    lane = tl.arange(0, LANES)
+    total = tl.zeros((LANES,), tl.float64)
+    for start in range(0, parts, LANES):
+        part = start + lane
+        count = tl.minimum(columns - part % column_tiles * COLUMNS, COLUMNS).to(tl.float64)
+        total += count * tl.load(partial + part * 4, mask=part < parts, other=0.0)
+    mean = tl.sum(total, axis=0) / (tl.full((), columns, tl.float64) * rows)
+    total = tl.zeros((LANES,), tl.float64)
+    for start in range(0, parts, LANES):
+        part = start + lane
+        count = tl.minimum(columns - part % column_tiles * COLUMNS, COLUMNS).to(tl.float64)
+        d = tl.load(partial + part * 4, mask=part < parts, other=mean) - mean
+        total += tl.fma(count * d, d, tl.load(partial + part * 4 + 1, mask=part < parts, other=0.0))
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def guidance_factor_kernel(
+    partial, out, parts, column_tiles, columns, rows, guidance_rescale: tl.float64,
+    COLUMNS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    sample = tl.program_id(0).to(tl.int64)
+    first = partial + sample * parts * 4
+    plain = squared_deviations(first, parts, column_tiles, columns, rows, COLUMNS, LANES)
+    mixed = squared_deviations(first + 2, parts, column_tiles, columns, rows, COLUMNS, LANES)
+    factor = tl.fma(guidance_rescale, tl.sqrt(plain / mixed), 1.0 - guidance_rescale)
+    tl.store(out + sample, factor.to(out.dtype.element_ty))
+
+
+def guidance_factor(
+    pred: Tensor, uncond: Tensor, guidance_scale: float, guidance_rescale: float
+) -> Tensor:
+    tiles = Tiles(pred.shape, [pred, uncond], by_sample=True)
+    out = _new_per_sample(pred)
+    samples = max(out.numel(), 1)
+    parts = tiles.rows * tiles.column_tiles // samples
+    partial = pred.new_empty((samples, parts, 4), dtype=torch.float64)
+    launch(
+        moments_kernel, tiles.programs, pred.device,
+        tiles.operand(pred), tiles.operand(uncond), partial, tiles.form, guidance_scale,
+        T=arithmetic(pred), **tiles.meta,
+    )  # fmt: skip
+    launch(
+        guidance_factor_kernel, out.numel(), pred.device,
+        partial, out, parts, tiles.column_tiles, tiles.form.columns * tiles.meta["VECTOR"],
+        tiles.rows // samples, guidance_rescale,
+        COLUMNS=tiles.meta["COLUMNS"], LANES=256,
+    )  # fmt: skip
+    return out
+
+
+# Numbers >= 0 are ordered as their bits are. Of the bits of the element that has a certain rank, a
+# digit is found at a time, from the top: by how many elements, of those that have the digits found
+# so far, have which digit next.
+DIGIT_BITS = tl.constexpr(8)
+DIGITS = tl.constexpr(1 << 8)
+
+
+@triton.jit
+def magnitude_bits(x):
+    if x.dtype == tl.float64:
+        return x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
+    else:
+        return (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF).to(tl.int64)
+
+
+@triton.jit
+def magnitude(bits, T: tl.constexpr):
+    if T == tl.float64:
+        return bits.to(tl.float64, bitcast=True)
+    else:
+        return bits.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def top_bits(counts, rank, passes):
+    """The digits that `passes` counts tell of the element of this rank."""
+    found = tl.zeros((), tl.int64)
+    rest = tl.full((), rank, tl.int64)
+    for i in range(passes):
+        count = tl.load(counts + i * DIGITS + tl.arange(0, DIGITS))
+        before = tl.cumsum(count, axis=0) <= rest
+        found = (found << DIGIT_BITS) + tl.sum(before.to(tl.int64), axis=0)
+        rest -= tl.sum(tl.where(before, count, 0), axis=0)
+    return found
+
+
+@triton.jit(do_not_specialize=["low", "high", "done"])
+def count_digits_kernel(
+    x_t, pred, uncond, guidance_factor, counts, table, t, form, guidance_scale: tl.float64,
+    low, high, done, sample_rows,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    PASSES: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    first = coefficients(table, t, row, form)
+    x = load(x_t, row, start, mask, form, T, VECTOR)
+    m = guided(pred, uncond, guidance_factor, guidance_scale, row, start, mask, form, T, VECTOR)
+    bits = tl.broadcast_to(magnitude_bits(x0_of(x, m, first, table)), mask.shape)
+    bits = tl.reshape(bits >> (PASSES - 1 - done) * DIGIT_BITS, (COLUMNS,))
+    exists = tl.reshape(mask, (COLUMNS,))
+    digit = (bits & (DIGITS - 1)).to(tl.int32)
+    sample = (tl.program_id(0) // form.column_tiles).to(tl.int64) // sample_rows
+    for which in tl.static_range(2):
+        own = counts + (sample * 2 + which) * PASSES * DIGITS
+        found = top_bits(own, low if which == 0 else high, done)
+        count = tl.histogram(digit, DIGITS, mask=exists & (bits >> DIGIT_BITS == found))
+        # Integers: in any order the same sum.
+        to = own + done * DIGITS + tl.arange(0, DIGITS)
+        tl.atomic_add(to, count.to(tl.int64), mask=count > 0, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["low", "high"])
+def quantile_kernel(
+    counts, out, low, high, fraction: tl.float64, max_value: tl.float64,
+    T: tl.constexpr, PASSES: tl.constexpr,
+):  # fmt: skip
+    sample = tl.program_id(0).to(tl.int64)
+    own = counts + sample * 2 * PASSES * DIGITS
+    a = magnitude(top_bits(own, low, PASSES), T).to(tl.float64)
+    b = magnitude(top_bits(own + PASSES * DIGITS, high, PASSES), T).to(tl.float64)
+    value = tl.fma(fraction, b - a, a)
+    # As torch.clamp(min=1, max=max_value): the upper bound wins.
+    value = tl.where(value < 1.0, 1.0, value)
+    value = tl.where(value > max_value, max_value, value)
+    tl.store(out + sample, value.to(T))
+
+
+def dynamic_threshold(
+    x_t: Tensor, pred: Tensor, uncond: Tensor | None, coefficients: Tensor, t: Tensor | None,
+    guidance_factor: Tensor | None, guidance_scale: float, ratio: float, max_value: float,
+) -> Tensor:  # fmt: skip
+    out = _new_per_sample(x_t)
+    samples = max(out.numel(), 1)
+    length = x_t.numel() // samples
+    if out.numel() and not length:
+        raise ValueError("dynamic_threshold: a sample has no elements")
+    tiles = Tiles(x_t.shape, [x_t, pred, uncond], by_sample=True)
+    # A tile is of one sample.
+    meta = {**tiles.meta, "ROWS": 1, "COLUMNS": TILE}
+    passes = out.element_size() * 8 // DIGIT_BITS.value
+    counts = x_t.new_zeros((samples, 2, passes, DIGITS.value), dtype=torch.int64)
+    rank = ratio * (length - 1)
+    low = math.floor(rank)
+    ranks = low, min(low + 1, length - 1)
+    for done in range(passes):
+        launch(
+            count_digits_kernel, tiles.rows * tiles.column_tiles, x_t.device,
+            *map(tiles.operand, (x_t, pred, uncond)), tiles.per_sample(guidance_factor), counts,
+            *tiles.table(coefficients, t), tiles.form, guidance_scale,
+            *ranks, done, tiles.rows // samples,
+            T=arithmetic(x_t), **meta, PASSES=passes,
+        )  # fmt: skip
+    launch(
+        quantile_kernel, out.numel(), x_t.device,
+        counts, out, *ranks, rank - low, max_value, T=arithmetic(x_t), PASSES=passes,
+    )  # fmt: skip
+    return out
+
+
+def _new_per_sample(like: Tensor) -> Tensor:
+    return like.new_empty(like.shape[:1] or (1,), dtype=sum_dtype(like))
+
+
+# ---- vlb
+
+
+@triton.jit
+def vlb_inputs(
+    pred, var_values, x0, given, stream, first, table, row, start, mask, form,
+    x0_min, x0_max,
+    T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
+):  # fmt: skip
+    """pred - eps, x0, d, what d passes on of a gradient by it, and the log-variance."""
+    m = load(pred, row, start, mask, form, T, VECTOR)
+    x = load(x0, row, start, mask, form, T, VECTOR)
+    eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
+    d = tl.fma(coefficient(first, table, 1), eps, coefficient(first, table, 0) * x)
+    by_pred = coefficient(first, table, 2)
+    d = tl.fma(by_pred, m, d)
+    if CLIP:
+        lo = tl.full((1, 1), x0_min, T)
+        hi = tl.full((1, 1), x0_max, T)
+        hat = x - d
+        d = x - clamp(hat, lo, hi)
+        by_pred = clamp_gradient(hat, by_pred, lo, hi)
+    lv = coefficient(first, table, 5)
+    if var_values is not None:
+        values = load(var_values, row, start, mask, form, T, VECTOR)
+        lv = tl.fma(coefficient(first, table, 6), values, lv)
+    return m - eps, x, d, by_pred, lv
+
+
+@triton.jit
+def vlb_kernel(
+    pred, var_values, x0, given, stream, loss, partial, table, t, form,
+    x0_min: tl.float64, x0_max: tl.float64, vlb_scale: tl.float64, simple_scale: tl.float64,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr, CLIP: tl.constexpr, SIMPLE: tl.constexpr, BY_ROW: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    first = coefficients(table, t, row, form)
+    error, x, d, _, lv = vlb_inputs(
+        pred, var_values, x0, given, stream, first, table, row, start, mask, form,
+        x0_min, x0_max, T, VECTOR, BLOCKS, CLIP,
+    )  # fmt: skip
+    value, _, _ = step_kl(d, coefficient(first, table, 3), coefficient(first, table, 4), lv)
+    last = coefficient(first, table, 7) > 0.5
+    if tl.max(last.to(tl.int32)) > 0:
+        nll, _, _ = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
+        value = tl.where(last, nll.to(T), value)
+    value *= tl.full((1, 1), vlb_scale, T)
+    if SIMPLE:
+        value = weighted_square(error, tl.full((1, 1), simple_scale, T), value)
+    if loss is not None:
+        store(loss, value, row, start, mask, form, VECTOR)
+    else:
+        store_partial(partial, value, row, mask, form, BY_ROW)
+
+
+@triton.jit
+def vlb_backward_kernel(
+    grad, pred, var_values, x0, given, stream, grad_pred, grad_values, table, t, form,
+    x0_min: tl.float64, x0_max: tl.float64, vlb_scale: tl.float64, simple_scale: tl.float64,
+    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr, CLIP: tl.constexpr, SIMPLE: tl.constexpr, DETACH: tl.constexpr,
+):  # fmt: skip
+    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    first = coefficients(table, t, row, form)
+    error, x, d, by_pred, lv = vlb_inputs(
+        pred, var_values, x0, given, stream, first, table, row, start, mask, form,
+        x0_min, x0_max, T, VECTOR, BLOCKS, CLIP,
+    )  # fmt: skip
+    _, by_d, by_lv = step_kl(d, coefficient(first, table, 3), coefficient(first, table, 4), lv)
+    last = coefficient(first, table, 7) > 0.5
+    if tl.max(last.to(tl.int32)) > 0:
+        _, nll_d, nll_lv = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
+        by_d = tl.where(last, nll_d.to(T), by_d)
+        by_lv = tl.where(last, nll_lv.to(T), by_lv)
+    g = load(grad, row, start, mask, form, T, VECTOR)
+    along = g * tl.full((1, 1), vlb_scale, T)
+    if grad_pred is not None:
+        total = tl.zeros((ROWS, COLUMNS), T)
+        if not DETACH:
+            total += along * by_d * by_pred
+        if SIMPLE:
+            total = tl.fma(g * tl.full((1, 1), simple_scale, T), error + error, total)
+        store(grad_pred, total, row, start, mask, form, VECTOR)
+    if grad_values is not None:
+        by_values = along * by_lv * coefficient(first, table, 6)
+        store(grad_values, by_values, row, start, mask, form, VECTOR)
+
+
+def vlb(
+    pred: Tensor, var_values: Tensor | None, x0: Tensor, key: Tensor | None, noise: Tensor | None,
+    coefficients: Tensor, t: Tensor | None, x0_min: float, x0_max: float,
+    vlb_scale: float, simple_scale: float, detach_mean: bool, reduction: int,
+) -> Tensor:  # fmt: skip
+    out = torch.empty_like(pred) if reduction == NONE else None
+    by_sample = reduction == SAMPLE
+    pinned = by_sample or varies(coefficients if t is None else t)
+    tiles = Tiles(pred.shape, [pred, var_values, x0, noise, out], key, pinned)
+    stream = tiles.stream(key)
+    partial = None if out is not None else new_partial(pred, tiles, reduction)
+    launch(
+        vlb_kernel, tiles.programs, pred.device,
+        *map(tiles.operand, (pred, var_values, x0, noise)), stream, tiles.operand(out), partial,
+        *tiles.table(coefficients, t), tiles.form, x0_min, x0_max, vlb_scale, simple_scale,
+        T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
+        CLIP=clamps(x0_min, x0_max), SIMPLE=simple_scale != 0.0, BY_ROW=by_sample,
+    )  # fmt: skip
+    return value_of(out, partial, pred, reduction)
+
+
+def vlb_backward(
+    grad: Tensor, pred: Tensor, var_values: Tensor | None, x0: Tensor,
+    key: Tensor | None, noise: Tensor | None, coefficients: Tensor, t: Tensor | None,
+    x0_min: float, x0_max: float, vlb_scale: float, simple_scale: float, detach_mean: bool,
+    reduction: int, output_mask: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    outputs = _gradients((pred, var_values), output_mask)
+    spread = upstream(grad, pred, reduction)
+    pinned = varies(coefficients if t is None else t)
+    tiles = Tiles(pred.shape, [spread, pred, var_values, x0, noise, *outputs], key, pinned)
+    stream = tiles.stream(key)
+    count = divisor(pred.shape, reduction)
+    launch(
+        vlb_backward_kernel, tiles.programs, pred.device,
+        *map(tiles.operand, (spread, pred, var_values, x0, noise)), stream,
+        *map(tiles.operand, outputs), *tiles.table(coefficients, t), tiles.form,
+        x0_min, x0_max, _over(vlb_scale, count), _over(simple_scale, count),
+        T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
+        CLIP=clamps(x0_min, x0_max), SIMPLE=simple_scale != 0.0, DETACH=detach_mean,
+    )  # fmt: skip
+    return tuple(pred.new_empty(0) if g is None else g for g in outputs)
+
+
+def _gradients(likes: tuple[Tensor | None, ...], output_mask: int) -> list[Tensor | None]:
+    return [new_gradient(like, output_mask >> i & 1) for i, like in enumerate(likes)]
+
+
+def _over(scale: float, count: int) -> float:
+    """scale / count; the quotient of an empty call is not used."""
+    return scale / max(count, 1)
