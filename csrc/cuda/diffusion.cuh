@@ -11,18 +11,18 @@
 
 namespace genkern::cuda {
 
-// The table of coefficients, and which of its rows a sample reads: its t's, or its own.
+// The table of coefficients, whose columns are neighbours, and which of its rows a sample reads:
+// its t's, or its own.
 template <class Acc>
 struct Table {
   const Acc* data;
   const int64_t* t;  // null: none
-  int64_t rows, row_stride, column_stride, t_stride;
+  int64_t rows, row_stride, t_stride;
 
   struct Row {
     const Acc* data;
-    int64_t stride;
-    __device__ Acc operator[](int column) const { return data[column * stride]; }
-    __device__ Acc get(int column, bool there) const { return there ? (*this)[column] : Acc(0); }
+    __device__ Acc operator[](int column) const { return data[column]; }
+    __device__ Acc get(int column, bool there) const { return there ? data[column] : Acc(0); }
   };
   __device__ Row row(int64_t sample) const {
     int64_t row = sample;
@@ -31,7 +31,7 @@ struct Table {
       CUDA_KERNEL_ASSERT(step >= 0 && step < rows && "t must be a row of the table");
       row = step < 0 ? 0 : step < rows ? step : rows - 1;
     }
-    return {data + row * row_stride, column_stride};
+    return {data + row * row_stride};
   }
 };
 
@@ -463,7 +463,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// One warp a sample.
+// blockDim.x threads a sample.
 template <class Acc>
 __global__ void __launch_bounds__(kThreads, 1)
     merge_moments(const GuidanceMoments* partials, Acc* out, int64_t samples, int64_t blocks,
@@ -471,8 +471,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   GuidanceMoments total{};
   if (sample < samples)
-    for (int64_t i = threadIdx.x; i < blocks; i += 32) total += partials[sample * blocks + i];
-  total = sum_threads(total, 32);
+    for (int64_t i = threadIdx.x; i < blocks; i += blockDim.x)
+      total += partials[sample * blocks + i];
+  total = sum_threads(total, blockDim.x);
   if (threadIdx.x == 0 && sample < samples) out[sample] = static_cast<Acc>(total.factor(rescale));
 }
 
@@ -503,8 +504,8 @@ constexpr int kCopies = 4;
 
 template <class T, Walk kWalk, class Acc>
 __global__ void __launch_bounds__(kThresholdThreads, 1)
-    dynamic_threshold_kernel(const __grid_constant__ Plan<DynamicThreshold<Acc>::kTensors> plan,
-                             const __grid_constant__ DynamicThreshold<Acc> body) {
+    select_threshold(const __grid_constant__ Plan<DynamicThreshold<Acc>::kTensors> plan,
+                     const __grid_constant__ DynamicThreshold<Acc> body) {
   using Bits = decltype(magnitude_bits(Acc(0)));
   using Body = DynamicThreshold<Acc>;
   __shared__ unsigned counts[kBins][kCopies];

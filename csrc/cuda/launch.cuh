@@ -165,6 +165,53 @@ inline void check_launch() {
   STD_TORCH_CHECK(error == cudaSuccess, "genkern: CUDA: ", cudaGetErrorString(error));
 }
 
+// Calls f with the walk as a constant.
+template <class F>
+void with_walk(Walk walk, F f) {
+  switch (walk) {
+    case Walk::kFlat:
+      return f(std::integral_constant<Walk, Walk::kFlat>{});
+    case Walk::kRows:
+      return f(std::integral_constant<Walk, Walk::kRows>{});
+    case Walk::kElements:
+      return f(std::integral_constant<Walk, Walk::kElements>{});
+  }
+}
+
+// How many threads and blocks serve a plan: blocks.x of them the samples, blocks.y a sample's
+// slots.
+struct Grid {
+  dim3 threads{kThreads}, blocks;
+  int64_t results = 1, blocks_a_result = 1;
+
+  template <int kTensors>
+  Grid(const Plan<kTensors>& plan, bool by_sample) {
+    if (by_sample)
+      while (threads.x > 1 && threads.x / 2 >= plan.slots) threads.x /= 2;
+    threads.y = kThreads / threads.x;
+    blocks.x = ceil_divide(plan.samples, threads.y);
+    const int64_t passes = std::max<int64_t>(ceil_divide(plan.slots, threads.x), 1);
+    if (!plan.result) {
+      // 4096 blocks keep a GPU evenly busy; beyond, up to eight slots a thread pay for its start.
+      blocks.y =
+          std::min<int64_t>({passes, std::max<int64_t>(4096 / blocks.x, (passes + 7) / 8), 65535});
+      return;
+    }
+    // Up to four passes of one block are quicker than a second launch. Beyond, 256 blocks keep a
+    // GPU busy, eight slots a thread pay for the sum over a block, and more than 2048 blocks would
+    // only lengthen the second launch.
+    const int64_t busy = std::min<int64_t>(passes, 256 / blocks.x);
+    const int64_t paid = std::min<int64_t>((passes + 7) / 8, 2048 / blocks.x);
+    blocks.y = passes <= 4 ? 1 : std::max<int64_t>({busy, paid, 1});
+    results = plan.result_by_sample ? plan.samples : 1;
+    blocks_a_result = static_cast<int64_t>(blocks.y) * (plan.result_by_sample ? 1 : blocks.x);
+  }
+
+  // Of the second launch: a warp a sample, or a block for the one result.
+  dim3 second_threads() const { return results > 1 ? dim3(32, kThreads / 32) : dim3(kThreads); }
+  dim3 second_blocks() const { return ceil_divide(results, second_threads().y); }
+};
+
 struct Order {
   bool loop_repeats = false, by_sample = false;  // see Planner::build
 };
@@ -175,58 +222,29 @@ template <class T, class Body>
 void launch(Planner<Body::kTensors>& planner, const Body& body, const torch::stable::Tensor& like,
             Order order) {
   using Acc = typename Arithmetic<T>::type;
-  constexpr int kLanes = kPackLanes<T>;
   Plan<Body::kTensors>& plan = planner.plan;
-  const bool by_sample = order.by_sample || plan.result_by_sample;
-  const Walk walk = planner.build(order.loop_repeats, by_sample, kLanes, kBlockElements<Acc>);
+  const bool by_sample = plan.result_by_sample || (order.by_sample && planner.batch() > 0);
+  const Walk walk =
+      planner.build(order.loop_repeats, by_sample, kPackLanes<T>, kBlockElements<Acc>);
   if (plan.samples == 0 || (plan.slots + plan.tail == 0 && !plan.result)) return;
 
-  dim3 threads(kThreads);
-  if (by_sample)
-    while (threads.x > 1 && threads.x / 2 >= plan.slots) threads.x /= 2;
-  threads.y = kThreads / threads.x;
-  dim3 blocks(ceil_divide(plan.samples, threads.y), 1);
-  const int64_t passes = std::max<int64_t>(ceil_divide(plan.slots, threads.x), 1);
+  const Grid grid(plan, by_sample);
   torch::stable::Tensor scratch;
-  int64_t results = 1, blocks_a_result = 1;
-  if (!plan.result) {
-    // 4096 blocks keep a GPU evenly busy; beyond, up to eight slots a thread pay for its start.
-    blocks.y =
-        std::min<int64_t>({passes, std::max<int64_t>(4096 / blocks.x, (passes + 7) / 8), 65535});
-  } else {
-    // Up to four passes of one block are quicker than a second launch. Beyond, 256 blocks keep a
-    // GPU busy, eight slots a thread pay for the sum over a block, and more than 2048 blocks would
-    // only lengthen the second launch.
-    const int64_t busy = std::min<int64_t>(passes, 256 / blocks.x);
-    const int64_t paid = std::min<int64_t>((passes + 7) / 8, 2048 / blocks.x);
-    blocks.y = passes <= 4 ? 1 : std::max<int64_t>({busy, paid, 1});
-    results = plan.result_by_sample ? plan.samples : 1;
-    blocks_a_result = static_cast<int64_t>(blocks.y) * (plan.result_by_sample ? 1 : blocks.x);
-    if (blocks_a_result > 1) {
-      const int64_t size[] = {results * blocks_a_result};
-      scratch = torch::stable::new_empty(like, size, torch::headeronly::ScalarType::Double);
-      plan.partials = static_cast<double*>(scratch.mutable_data_ptr());
-    }
+  if (grid.blocks_a_result > 1) {
+    const int64_t size[] = {grid.results * grid.blocks_a_result};
+    scratch = torch::stable::new_empty(like, size, torch::headeronly::ScalarType::Double);
+    plan.partials = static_cast<double*>(scratch.mutable_data_ptr());
   }
   const cudaStream_t stream = current_stream(like.get_device_index());
-  switch (walk) {
-    case Walk::kFlat:
-      run<Body, T, Walk::kFlat><<<blocks, threads, 0, stream>>>(plan, body);
-      break;
-    case Walk::kRows:
-      run<Body, T, Walk::kRows><<<blocks, threads, 0, stream>>>(plan, body);
-      break;
-    case Walk::kElements:
-      run<Body, T, Walk::kElements><<<blocks, threads, 0, stream>>>(plan, body);
-  }
+  with_walk(walk, [&](auto kind) {
+    run<Body, T, kind.value><<<grid.blocks, grid.threads, 0, stream>>>(plan, body);
+  });
   check_launch();
-  if (plan.partials) {
-    const unsigned lanes = plan.result_by_sample ? 32 : kThreads;
-    const dim3 shape(lanes, kThreads / lanes);
-    add_partials<<<ceil_divide(results, shape.y), shape, 0, stream>>>(
-        plan.partials, static_cast<Acc*>(plan.result), results, blocks_a_result, plan.divisor);
-    check_launch();
-  }
+  if (!plan.partials) return;
+  add_partials<<<grid.second_blocks(), grid.second_threads(), 0, stream>>>(
+      plan.partials, static_cast<Acc*>(plan.result), grid.results, grid.blocks_a_result,
+      plan.divisor);
+  check_launch();
 }
 
 // Calls f with a value of the storage type.
