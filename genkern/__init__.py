@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from genkern import random, vae
+from genkern import diffusion, gan, random, vae
 from genkern._info import info
 from genkern.backends import explain, use_backend
 
@@ -11,4 +11,4 @@ try:
 except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0.0.0"
 
-__all__ = ["__version__", "explain", "info", "random", "use_backend", "vae"]
+__all__ = ["__version__", "diffusion", "explain", "gan", "info", "random", "use_backend", "vae"]

@@ -175,10 +175,7 @@ def _shape(function: str, key: Tensor, sizes: tuple[int | tuple[int, ...], ...])
 
 def _dtype(function: str, dtype: torch.dtype | None) -> torch.dtype:
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    if dtype not in checks.FLOATING:
-        raise TypeError(
-            f"{function}: dtype must be float32, float64, bfloat16 or float16, got {dtype}"
-        )
+    checks.floating_dtype(function, dtype)
     return dtype
 
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from genkern._arguments import noise_source, promoted
 from genkern._ops import checks
 from genkern._ops import vae as ops
-from genkern.random import new_key
 
 __all__ = [
     "DiagonalGaussian",
@@ -33,34 +33,6 @@ __all__ = [
 ]
 
 _NO_CLAMP = (-math.inf, math.inf)
-
-
-def _noise_source(
-    function: str,
-    mu: Tensor,
-    shape: tuple[int, ...],
-    key: Tensor | None,
-    noise: Tensor | None,
-    generator: torch.Generator | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Checks the three ways to give noise, and returns (key, noise), one of them None."""
-    if (key is not None) + (noise is not None) + (generator is not None) > 1:
-        named = {"key": key, "noise": noise, "generator": generator}
-        given = " and ".join(name for name, value in named.items() if value is not None)
-        raise ValueError(f"{function}: expected at most one of key, noise, generator, got {given}")
-    if noise is not None:
-        checks.floating(function, "noise", noise)
-        if noise.shape != shape:
-            raise ValueError(
-                f"{function}: noise must have shape {tuple(shape)}, got {tuple(noise.shape)}"
-            )
-        checks.same_device(function, "noise", noise, "mu", mu)
-        return None, noise
-    if key is None:
-        return new_key(device=mu.device, generator=generator), None
-    checks.key_words(function, key, batch=mu.shape[0] if mu.dim() else 0)
-    checks.same_device(function, "key", key, "mu", mu)
-    return key, None
 
 
 def _clamp(function: str, logvar_clamp: tuple[float, float] | None) -> tuple[float, float]:
@@ -100,15 +72,6 @@ def _free_bits(function: str, free_bits: float) -> float:
     if not free_bits >= 0.0:
         raise ValueError(f"{function}: free_bits must be at least 0, got {free_bits}")
     return float(free_bits)
-
-
-def _promoted(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in the dtype torch promotes them to: a copy where the dtypes differ."""
-    dtypes = {t.dtype for t in tensors if t is not None}
-    if len(dtypes) == 1:
-        return tensors
-    dtype = checks.promoted(t for t in tensors if t is not None)
-    return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 
 def rsample(
@@ -172,8 +135,8 @@ def _rsample(
     if num_samples is not None and num_samples < 0:
         raise ValueError(f"rsample: num_samples must be at least 0, got {num_samples}")
     shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
-    key, noise = _noise_source("rsample", mu, shape, key, noise, generator)
-    mu, logvar, noise = _promoted(mu, logvar, noise)  # type: ignore[assignment]
+    key, noise = noise_source("rsample", "mu", mu, shape, key, noise, generator)
+    mu, logvar, noise = promoted(mu, logvar, noise)  # type: ignore[assignment]
     return ops.rsample(mu, logvar, key, noise, num_samples, *clamp)  # type: ignore[no-any-return]
 
 
@@ -229,7 +192,7 @@ def kl(
     prior_mu, mean = _prior("kl", "prior_mu", prior_mu, mu)
     prior_logvar, log_variance = _prior("kl", "prior_logvar", prior_logvar, mu)
     options = (_free_bits("kl", free_bits), *_clamp("kl", logvar_clamp), code)
-    tensors = _promoted(mu, logvar, prior_mu, prior_logvar)
+    tensors = promoted(mu, logvar, prior_mu, prior_logvar)
     return ops.kl(*tensors, mean, log_variance, *options)  # type: ignore[no-any-return]
 
 
@@ -293,8 +256,8 @@ def rsample_kl(
         *_clamp("rsample_kl", logvar_clamp),
         code,
     )
-    key, noise = _noise_source("rsample_kl", mu, mu.shape, key, noise, generator)
-    *tensors, noise = _promoted(mu, logvar, prior_mu, prior_logvar, noise)
+    key, noise = noise_source("rsample_kl", "mu", mu, mu.shape, key, noise, generator)
+    *tensors, noise = promoted(mu, logvar, prior_mu, prior_logvar, noise)
     return ops.rsample_kl(*tensors, key, noise, mean, log_variance, *options)  # type: ignore[no-any-return]
 
 
@@ -327,7 +290,7 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, reduction: str = "batchmean") ->
     """
     code = checks.reduction_code("bernoulli_nll", reduction)
     checks.pair("bernoulli_nll", "logits", logits, "x", x)
-    return ops.bernoulli_nll(*_promoted(logits, x), code)  # type: ignore[no-any-return]
+    return ops.bernoulli_nll(*promoted(logits, x), code)  # type: ignore[no-any-return]
 
 
 def gaussian_nll(
@@ -365,7 +328,7 @@ def gaussian_nll(
     checks.pair("gaussian_nll", "x_hat", x_hat, "x", x)
     if not 0.0 < sigma < math.inf:
         raise ValueError(f"gaussian_nll: sigma must be positive and finite, got {sigma}")
-    return ops.gaussian_nll(*_promoted(x_hat, x), None, float(sigma), *_NO_CLAMP, code)  # type: ignore[no-any-return]
+    return ops.gaussian_nll(*promoted(x_hat, x), None, float(sigma), *_NO_CLAMP, code)  # type: ignore[no-any-return]
 
 
 class Elbo(NamedTuple):
@@ -572,5 +535,5 @@ class DiagonalGaussian:
         """Negative log-density of x in nats, constants included; by default one a sample, (B,)."""
         code = checks.reduction_code("nll", reduction)
         checks.pair("nll", "x", x, "mean", self.mean)
-        tensors = _promoted(self.mean, x, self._logvar)
+        tensors = promoted(self.mean, x, self._logvar)
         return ops.gaussian_nll(*tensors, 1.0, *self._clamp, code)  # type: ignore[no-any-return]

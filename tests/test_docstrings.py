@@ -17,7 +17,7 @@ MODULES = [
     for _, name, _ in pkgutil.walk_packages(genkern.__path__, "genkern.")
     if not name.startswith(("genkern._triton", "genkern.lib")) and not name.endswith("__main__")
 ]
-PUBLIC_MODULES = (genkern.random, genkern.vae, genkern.testing, genkern)
+PUBLIC_MODULES = (genkern.random, genkern.vae, genkern.gan, genkern.testing, genkern)
 
 
 def _public():
@@ -61,7 +61,7 @@ def test_required_parts(thing):
         "AbstractContextManager[None]",
     ):
         assert "Returns:" in text or not parameters
-    if thing.__module__ in ("genkern.random", "genkern.vae"):
+    if thing.__module__ in ("genkern.random", "genkern.vae", "genkern.gan"):
         assert "Example:" in text and ">>>" in text
         assert "Raises:" in text
 

@@ -201,6 +201,20 @@ Tensor noise_loss(const Tensor& pred, const Optional& x0, const Optional& key,
   return out;
 }
 
+std::tuple<Tensor, Tensor> noise_loss_forming(const Tensor& pred, const Optional& x0,
+                                              const Optional& key, const Optional& noise,
+                                              const Tensor& coefficients, const Optional& t,
+                                              const Optional& sample_weight, int64_t reduction) {
+  DiffusionArguments arguments("noise_loss_forming", pred);
+  NoiseLoss call =
+      noise_loss_call(arguments, pred, x0, {key, noise, coefficients, t}, sample_weight);
+  const Tensor out = arguments.result(pred, call, reduction);
+  const Tensor gradient = arguments.gradient(pred, pred, 1, 0, call.grad_pred);
+  const auto scratch = partials(call);
+  if (out.numel()) GENKERN_KERNELS(diffusion).noise_loss(call);
+  return {out, gradient};
+}
+
 std::tuple<Tensor, Tensor, Tensor> noise_loss_backward(
     const Tensor& grad, const Tensor& pred, const Optional& x0, const Optional& key,
     const Optional& noise, const Tensor& coefficients, const Optional& t,

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "genkern/gan.h"
 #include "genkern/philox.h"
 
 namespace genkern {
@@ -142,6 +143,38 @@ struct Vlb : Call {
   View grad, grad_pred, grad_var_values;
 };
 
+// A term of x, and one of y added to it where y is there; or the first alone, of x - y.
+struct Logits : Call {
+  View x, y;
+  LogitTerm x_term, y_term;
+  bool difference = false;
+  View value;
+  // With the value, where wanted: the gradients for an upstream gradient of 1. Backward, of x alone
+  // or of x - y: those for grad.
+  View grad, grad_x, grad_y;
+};
+
+// A penalty on the norms of rows, the samples. Values of rows, one each or reduced, have views
+// whose first stride counts.
+struct GradientPenalty : Call {
+  View grads;
+  double center, weight;
+  View penalty;
+  // Backward: the gradient `out` of grads. Backward of that: grad_out is its upstream gradient,
+  // grad_grad and out the gradients of grad and grads.
+  View grad, grad_out, grad_grad, out;
+  // Scratch: `partials` of the squares, as many of the products, and three numbers a row.
+  double* products = nullptr;
+  double* rows = nullptr;
+};
+
+struct Interpolation : Call {
+  View real, fake;
+  View weights;  // one a sample
+  View mixed;
+  View grad, grad_real, grad_fake, grad_weights;
+};
+
 struct RandomKernels {
   void (*numbers)(const Numbers&);
 };
@@ -167,11 +200,22 @@ struct DiffusionKernels {
   void (*vlb_backward)(const Vlb&);
 };
 
+struct GanKernels {
+  void (*logits)(const Logits&);
+  void (*logits_backward)(const Logits&);
+  void (*penalty)(const GradientPenalty&);
+  void (*penalty_backward)(const GradientPenalty&);
+  void (*penalty_backward_backward)(const GradientPenalty&);
+  void (*interpolate)(const Interpolation&);
+  void (*interpolate_backward)(const Interpolation&);
+};
+
 #define GENKERN_DECLARE_KERNELS(capability)    \
   namespace capability {                       \
   const RandomKernels& random_kernels();       \
   const VaeKernels& vae_kernels();             \
   const DiffusionKernels& diffusion_kernels(); \
+  const GanKernels& gan_kernels();             \
   }
 GENKERN_DECLARE_KERNELS(baseline)
 GENKERN_DECLARE_KERNELS(avx2)

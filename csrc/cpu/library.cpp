@@ -28,6 +28,7 @@ STABLE_TORCH_LIBRARY_IMPL(_genkern_cpu, CPU, m) {
   m.impl("affine", TORCH_BOX(&genkern::affine));
   m.impl("affine_out", TORCH_BOX(&genkern::affine_out));
   m.impl("noise_loss", TORCH_BOX(&genkern::noise_loss));
+  m.impl("noise_loss_forming", TORCH_BOX(&genkern::noise_loss_forming));
   m.impl("noise_loss_backward", TORCH_BOX(&genkern::noise_loss_backward));
   m.impl("sampler_step", TORCH_BOX(&genkern::sampler_step));
   m.impl("sampler_step_out", TORCH_BOX(&genkern::sampler_step_out));
@@ -36,6 +37,19 @@ STABLE_TORCH_LIBRARY_IMPL(_genkern_cpu, CPU, m) {
   m.impl("dynamic_threshold", TORCH_BOX(&genkern::dynamic_threshold));
   m.impl("vlb", TORCH_BOX(&genkern::vlb));
   m.impl("vlb_backward", TORCH_BOX(&genkern::vlb_backward));
+  m.impl("discriminator_loss", TORCH_BOX(&genkern::discriminator_loss));
+  m.impl("discriminator_loss_forming", TORCH_BOX(&genkern::discriminator_loss_forming));
+  m.impl("discriminator_loss_backward", TORCH_BOX(&genkern::discriminator_loss_backward));
+  m.impl("generator_loss", TORCH_BOX(&genkern::generator_loss));
+  m.impl("generator_loss_forming", TORCH_BOX(&genkern::generator_loss_forming));
+  m.impl("generator_loss_backward", TORCH_BOX(&genkern::generator_loss_backward));
+  m.impl("gradient_penalty", TORCH_BOX(&genkern::gradient_penalty));
+  m.impl("gradient_penalty_backward", TORCH_BOX(&genkern::gradient_penalty_backward));
+  m.impl("gradient_penalty_backward_backward", TORCH_BOX(&genkern::gradient_penalty_backward_backward));
+  m.impl("interpolate", TORCH_BOX(&genkern::interpolate));
+  m.impl("interpolate_backward", TORCH_BOX(&genkern::interpolate_backward));
+  m.impl("optimal_discriminator", TORCH_BOX(&genkern::optimal_discriminator));
+  m.impl("optimal_discriminator_backward", TORCH_BOX(&genkern::optimal_discriminator_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(_genkern_cpu, CompositeExplicitAutograd, m) {

@@ -57,6 +57,10 @@ void affine_out(const Tensor& x, const Optional& y, const Optional& z, const Opt
 Tensor noise_loss(const Tensor& pred, const Optional& x0, const Optional& key,
                   const Optional& noise, const Tensor& coefficients, const Optional& t,
                   const Optional& sample_weight, int64_t reduction);
+std::tuple<Tensor, Tensor> noise_loss_forming(const Tensor& pred, const Optional& x0,
+                                              const Optional& key, const Optional& noise,
+                                              const Tensor& coefficients, const Optional& t,
+                                              const Optional& sample_weight, int64_t reduction);
 std::tuple<Tensor, Tensor, Tensor> noise_loss_backward(
     const Tensor& grad, const Tensor& pred, const Optional& x0, const Optional& key,
     const Optional& noise, const Tensor& coefficients, const Optional& t,
@@ -91,5 +95,40 @@ std::tuple<Tensor, Tensor> vlb_backward(const Tensor& grad, const Tensor& pred,
                                         double x0_min, double x0_max, double vlb_scale,
                                         double simple_scale, bool detach_mean, int64_t reduction,
                                         int64_t output_mask);
+Tensor discriminator_loss(const Tensor& real_logits, const Tensor& fake_logits, int64_t kind,
+                          double label_smoothing, int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor> discriminator_loss_forming(const Tensor& real_logits,
+                                                              const Tensor& fake_logits,
+                                                              int64_t kind, double label_smoothing,
+                                                              int64_t reduction);
+std::tuple<Tensor, Tensor> discriminator_loss_backward(const Tensor& grad,
+                                                       const Tensor& real_logits,
+                                                       const Tensor& fake_logits, int64_t kind,
+                                                       double label_smoothing, int64_t reduction,
+                                                       int64_t output_mask);
+Tensor generator_loss(const Tensor& fake_logits, const Optional& real_logits, int64_t kind,
+                      int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor> generator_loss_forming(const Tensor& fake_logits,
+                                                          const Optional& real_logits, int64_t kind,
+                                                          int64_t reduction);
+std::tuple<Tensor, Tensor> generator_loss_backward(const Tensor& grad, const Tensor& fake_logits,
+                                                   const Optional& real_logits, int64_t kind,
+                                                   int64_t reduction, int64_t output_mask);
+Tensor gradient_penalty(const Tensor& grads, double center, double weight, int64_t reduction);
+Tensor gradient_penalty_backward(const Tensor& grad, const Tensor& grads, double center,
+                                 double weight, int64_t reduction);
+std::tuple<Tensor, Tensor> gradient_penalty_backward_backward(const Tensor& grad_out,
+                                                              const Tensor& grad,
+                                                              const Tensor& grads, double center,
+                                                              double weight, int64_t reduction,
+                                                              int64_t output_mask);
+Tensor interpolate(const Tensor& real, const Tensor& fake, const Optional& key,
+                   const Optional& noise);
+std::tuple<Tensor, Tensor, Tensor> interpolate_backward(const Tensor& grad, const Tensor& real,
+                                                        const Tensor& fake, const Optional& key,
+                                                        const Optional& noise, int64_t output_mask);
+Tensor optimal_discriminator(const Tensor& log_p, const Tensor& log_q);
+std::tuple<Tensor, Tensor> optimal_discriminator_backward(const Tensor& grad, const Tensor& log_p,
+                                                          const Tensor& log_q, int64_t output_mask);
 
 }  // namespace genkern

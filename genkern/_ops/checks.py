@@ -36,6 +36,14 @@ def floating(function: str, name: str, x: object) -> None:
         )
 
 
+def floating_dtype(function: str, dtype: object) -> None:
+    """Raises unless dtype is a supported floating dtype."""
+    if dtype not in FLOATING:
+        raise TypeError(
+            f"{function}: dtype must be float32, float64, bfloat16 or float16, got {dtype}"
+        )
+
+
 def same_device(function: str, name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Raises unless both tensors are on one device."""
     if x.device != other.device:

@@ -174,6 +174,13 @@ def _noise_loss_backward_reference(
     return masked((along, -target_x0 * along, -target_noise * along), fakes, output_mask)
 
 
+def _noise_loss_forming_reference(pred: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    value = _noise_loss_reference(pred, *rest)
+    one = torch.ones((), dtype=value.dtype, device=value.device).expand(value.shape)
+    backward: Args = (one, pred, *rest, 1)
+    return value, _noise_loss_backward_reference(*backward)[0]
+
+
 def _noise_loss_formula(
     args: Args, needs: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
@@ -586,12 +593,19 @@ affine = Op(
 affine_out = Op.writing(affine, f"affine_out({_AFFINE}, Tensor(a!) out) -> ()")
 
 _NOISE_LOSS = f"Tensor pred, Tensor? x0, {_NOISE}, Tensor? sample_weight, int reduction"
+noise_loss_forming = Op(
+    f"noise_loss_forming({_NOISE_LOSS}) -> (Tensor, Tensor)",
+    reference=_noise_loss_forming_reference,
+    fake=lambda pred, *rest: (reduced_fake(pred, rest[-1]), torch.empty_like(pred)),
+    samples=_noise_loss_samples,
+)
 noise_loss = Op(
     f"noise_loss({_NOISE_LOSS}) -> Tensor",
     reference=_noise_loss_reference,
     fake=lambda pred, *rest: reduced_fake(pred, rest[-1]),
     samples=_noise_loss_samples,
     backward=_noise_loss_formula,
+    forming=noise_loss_forming,
 )
 noise_loss_backward = Op(
     f"noise_loss_backward(Tensor grad, {_NOISE_LOSS}, int output_mask) -> (Tensor, Tensor, Tensor)",

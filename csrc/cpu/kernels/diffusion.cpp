@@ -173,38 +173,51 @@ T loss_weight(const NoiseLoss& call, int64_t sample) {
   return coefficient<T>(call.table, sample, kWeight) * value_of<T>(call.sample_weight, sample, 1.0);
 }
 
+// pred - target.
+template <class T>
+void loss_difference(const NoiseLoss& call, int64_t sample, int64_t n, const T* pred, const T* x0,
+                     const T* eps, T* out) {
+  combine<3, T>(n, {pred, x0, eps},
+                {T(1), -coefficient<T>(call.table, sample, kTargetX0),
+                 -coefficient<T>(call.table, sample, kTargetNoise)},
+                out);
+}
+
+// With grad_pred, the gradient for an upstream gradient of 1 as well.
 void noise_loss(const NoiseLoss& call) {
   if (empty(call, call.loss.data)) return;
   visit(call.type, [&](auto storage) {
     using S = decltype(storage);
     using T = typename Arithmetic<S>::T;
     const auto a = loss_tensors<S>(call);
+    const auto& gradient = a[kLossGradPred];
     const Cut cut = cut_of(call);
     const bool reduce = call.reduction != Reduction::kNone;
-    for_loss_units<S>(
-        call, a, cut, [&](const Unit& unit, const T* pred, const T* x0, const T* eps) {
-          alignas(64) T out_[kChunk];
-          T* out = reduce ? out_ : a[kLoss].target(unit.start, unit.n, out_);
-          for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-            const T c0 = -coefficient<T>(call.table, sample, kTargetX0);
-            const T c1 = -coefficient<T>(call.table, sample, kTargetNoise);
-            const T weight = loss_weight<T>(call, sample);
-            const T offset = coefficient<T>(call.table, sample, kOffset);
-            const T *const p = pred + at, *const x = x0 + at, *const e = eps + at;
-            T* const to = out + at;
-            for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
-              using V = typename decltype(number)::T;
-              const V d = madd(V(c1), load_vector<V>(e + i),
-                               madd(V(c0), load_vector<V>(x + i), load_vector<V>(p + i)));
-              store_vector(to + i, weighted_square(d, V(weight), V(offset)));
-            });
-          });
-          if (reduce) {
-            partial_sums(cut, unit, out, call.partials);
-          } else {
-            a[kLoss].write(unit.start, unit.n, out, out_);
-          }
+    const T factor = static_cast<T>(2.0 / divisor(call));
+    const auto body = [&](const Unit& unit, const T* pred, const T* x0, const T* eps) {
+      alignas(64) T d[kChunk], out_[kChunk], grad_[kChunk];
+      T* out = reduce ? out_ : a[kLoss].target(unit.start, unit.n, out_);
+      T* grad = gradient ? gradient.target(unit.start, unit.n, grad_) : grad_;
+      for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+        loss_difference(call, sample, n, pred + at, x0 + at, eps + at, d + at);
+        const T weight = loss_weight<T>(call, sample);
+        const T offset = coefficient<T>(call.table, sample, kOffset);
+        const T* const from = d + at;
+        T* const to = out + at;
+        for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+          using V = typename decltype(number)::T;
+          store_vector(to + i, weighted_square(load_vector<V>(from + i), V(weight), V(offset)));
         });
+        if (gradient) combine<1, T>(n, {from}, {factor * weight}, grad + at);
+      });
+      if (gradient) gradient.write(unit.start, unit.n, grad, grad_);
+      if (reduce) {
+        partial_sums(cut, unit, out, call.partials);
+      } else {
+        a[kLoss].write(unit.start, unit.n, out, out_);
+      }
+    };
+    for_loss_units<S>(call, a, cut, body);
     if (reduce) finish(call, cut, static_cast<T*>(call.loss.data));
   });
 }
@@ -216,36 +229,35 @@ void noise_loss_backward(const NoiseLoss& call) {
     const auto a = loss_tensors<S>(call);
     const Cut cut = cut_of(call);
     const T factor = static_cast<T>(2.0 / divisor(call));
-    for_loss_units<S>(
-        call, a, cut, [&](const Unit& unit, const T* pred, const T* x0, const T* eps) {
-          alignas(64) T grad_[kChunk], out_[3][kChunk];
-          const T* grad = a[kLossGrad].read(unit.start, unit.n, grad_);
-          T* out[3];
-          for (int v = 0; v < 3; ++v) {
-            const auto& access = a[kLossGradPred + v];
-            out[v] = access ? access.target(unit.start, unit.n, out_[v]) : out_[v];
-          }
-          for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-            const T c0 = -coefficient<T>(call.table, sample, kTargetX0);
-            const T c1 = -coefficient<T>(call.table, sample, kTargetNoise);
-            const T weight = factor * loss_weight<T>(call, sample);
-            const T *const p = pred + at, *const x = x0 + at, *const e = eps + at,
-                           *const g = grad + at;
-            T* const to = out[0] + at;
-            for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
-              using V = typename decltype(number)::T;
-              const V d = madd(V(c1), load_vector<V>(e + i),
-                               madd(V(c0), load_vector<V>(x + i), load_vector<V>(p + i)));
-              store_vector(to + i, V(weight) * load_vector<V>(g + i) * d);
-            });
-            if (a[kLossGradPred + 1]) combine<1, T>(n, {to}, {c0}, out[1] + at);
-            if (a[kLossGradPred + 2]) combine<1, T>(n, {to}, {c1}, out[2] + at);
-          });
-          for (int v = 0; v < 3; ++v) {
-            const auto& access = a[kLossGradPred + v];
-            if (access) access.write(unit.start, unit.n, out[v], out_[v]);
-          }
+    const auto body = [&](const Unit& unit, const T* pred, const T* x0, const T* eps) {
+      alignas(64) T d[kChunk], grad_[kChunk], out_[3][kChunk];
+      const T* grad = a[kLossGrad].read(unit.start, unit.n, grad_);
+      T* out[3];
+      for (int v = 0; v < 3; ++v) {
+        const auto& access = a[kLossGradPred + v];
+        out[v] = access ? access.target(unit.start, unit.n, out_[v]) : out_[v];
+      }
+      for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+        loss_difference(call, sample, n, pred + at, x0 + at, eps + at, d + at);
+        const T weight = factor * loss_weight<T>(call, sample);
+        const T *const from = d + at, *const g = grad + at;
+        T* const to = out[0] + at;
+        for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+          using V = typename decltype(number)::T;
+          store_vector(to + i, V(weight) * load_vector<V>(g + i) * load_vector<V>(from + i));
         });
+        for (int v = 1; v < 3; ++v) {
+          if (!a[kLossGradPred + v]) continue;
+          const int column = v == 1 ? kTargetX0 : kTargetNoise;
+          combine<1, T>(n, {to}, {-coefficient<T>(call.table, sample, column)}, out[v] + at);
+        }
+      });
+      for (int v = 0; v < 3; ++v) {
+        const auto& access = a[kLossGradPred + v];
+        if (access) access.write(unit.start, unit.n, out[v], out_[v]);
+      }
+    };
+    for_loss_units<S>(call, a, cut, body);
   });
 }
 

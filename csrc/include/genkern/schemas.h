@@ -35,6 +35,8 @@ constexpr const char* kSchemas[] = {
     "coefficients, Tensor? t, Tensor(a!) out) -> ()",
     "noise_loss(Tensor pred, Tensor? x0, Tensor? key, Tensor? noise, Tensor coefficients, "
     "Tensor? t, Tensor? sample_weight, int reduction) -> Tensor",
+    "noise_loss_forming(Tensor pred, Tensor? x0, Tensor? key, Tensor? noise, Tensor coefficients, "
+    "Tensor? t, Tensor? sample_weight, int reduction) -> (Tensor, Tensor)",
     "noise_loss_backward(Tensor grad, Tensor pred, Tensor? x0, Tensor? key, Tensor? noise, "
     "Tensor coefficients, Tensor? t, Tensor? sample_weight, int reduction, int output_mask) "
     "-> (Tensor, Tensor, Tensor)",
@@ -60,6 +62,28 @@ constexpr const char* kSchemas[] = {
     "Tensor? noise, Tensor coefficients, Tensor? t, float x0_min, float x0_max, float "
     "vlb_scale, float simple_scale, bool detach_mean, int reduction, int output_mask) -> "
     "(Tensor, Tensor)",
+    "discriminator_loss(Tensor real_logits, Tensor fake_logits, int kind, float label_smoothing, "
+    "int reduction) -> Tensor",
+    "discriminator_loss_forming(Tensor real_logits, Tensor fake_logits, int kind, "
+    "float label_smoothing, int reduction) -> (Tensor, Tensor, Tensor)",
+    "discriminator_loss_backward(Tensor grad, Tensor real_logits, Tensor fake_logits, int kind, "
+    "float label_smoothing, int reduction, int output_mask) -> (Tensor, Tensor)",
+    "generator_loss(Tensor fake_logits, Tensor? real_logits, int kind, int reduction) -> Tensor",
+    "generator_loss_forming(Tensor fake_logits, Tensor? real_logits, int kind, int reduction) "
+    "-> (Tensor, Tensor, Tensor)",
+    "generator_loss_backward(Tensor grad, Tensor fake_logits, Tensor? real_logits, int kind, "
+    "int reduction, int output_mask) -> (Tensor, Tensor)",
+    "gradient_penalty(Tensor grads, float center, float weight, int reduction) -> Tensor",
+    "gradient_penalty_backward(Tensor grad, Tensor grads, float center, float weight, "
+    "int reduction) -> Tensor",
+    "gradient_penalty_backward_backward(Tensor grad_out, Tensor grad, Tensor grads, float center, "
+    "float weight, int reduction, int output_mask) -> (Tensor, Tensor)",
+    "interpolate(Tensor real, Tensor fake, Tensor? key, Tensor? noise) -> Tensor",
+    "interpolate_backward(Tensor grad, Tensor real, Tensor fake, Tensor? key, Tensor? noise, "
+    "int output_mask) -> (Tensor, Tensor, Tensor)",
+    "optimal_discriminator(Tensor log_p, Tensor log_q) -> Tensor",
+    "optimal_discriminator_backward(Tensor grad, Tensor log_p, Tensor log_q, int output_mask) "
+    "-> (Tensor, Tensor)",
 };
 
 }  // namespace genkern

@@ -1,0 +1,437 @@
+r"""What every schedule has: levels, tables of coefficients, respacing, checks of t and prev_t."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from genkern._ops import checks
+from genkern._ops.elements import arithmetic
+
+# A step, or a level, of all samples or of each.
+Time: TypeAlias = int | float | Tensor
+# One of genkern._coefficients.
+Build: TypeAlias = Callable[..., Tensor]
+_S = TypeVar("_S", bound="Schedule")
+
+_SPACINGS = ("leading", "linspace", "trailing")
+# Rows of single (t, prev_t) pairs that are kept; a run of a sampler needs one a step.
+_KEPT = 4096
+
+
+class Forms(NamedTuple):
+    """A prediction type at some levels.
+
+    x0 = x0_x_t x_t + x0_pred pred, eps = noise_x_t x_t + noise_pred pred, and a perfect network
+    predicts target_x0 x0 + target_noise eps.
+    """
+
+    x0_x_t: Tensor
+    x0_pred: Tensor
+    noise_x_t: Tensor
+    noise_pred: Tensor
+    target_x0: Tensor
+    target_noise: Tensor
+
+
+class Schedule:
+    """What every path has: levels, their tables, respacing.
+
+    The levels are kept on the CPU, where the tables are computed; each table moves to a device
+    once.
+    """
+
+    prediction_types: ClassVar[tuple[str, ...]]
+    weightings: ClassVar[tuple[str, ...]] = ("min_snr",)
+    # The level of clean data, which prev_t = -1 stands for.
+    clean: ClassVar[float]
+    # The highest level, where a level itself may be given as t; None where it may not.
+    highest: ClassVar[float | None] = None
+
+    def __init__(self, levels: Tensor) -> None:
+        self._levels = levels
+        self._tables: dict[Any, Any] = {}
+        self.device = torch.device("cpu")
+        # The step at which nothing is left of x0: there the noise does not determine it.
+        signal = float(self.path(levels[-1:])[0])
+        self.no_signal = len(levels) - 1 if signal == 0.0 else None
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def __repr__(self) -> str:
+        dtype = str(self._levels.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}(T={len(self)}, table_dtype={dtype}, device={self.device})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tables": {}}
+
+    def to(self: _S, device: torch.device | str) -> _S:
+        """The same schedule with its tensors on another device."""
+        moved = copy.copy(self)
+        moved.device = torch.empty(0, device=device).device
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and not name.startswith("_"):
+                setattr(moved, name, value.to(device))
+        return moved
+
+    def timesteps(self, num_steps: int, spacing: str = "leading") -> Tensor:
+        """The steps of a shorter run, int64, descending, on the schedule's device.
+
+        Those of diffusers' DDPM and DDIM schedulers: Lin et al., arXiv:2305.08891, table 2. The
+        prev_t of each is the next one, and -1 for the last.
+
+        Args:
+            num_steps: Number of steps, at most T.
+            spacing: "leading" (ends at 0), "linspace" (from T - 1 to 0) or "trailing" (starts at
+                T - 1).
+        """
+        steps = self.spaced("timesteps", num_steps, spacing)
+        return torch.tensor(steps, dtype=torch.int64, device=self.device)
+
+    def spaced(self, function: str, num_steps: int, spacing: str) -> list[int]:
+        """The same as integers, for what must not wait for a device."""
+        checks.one_of(function, "spacing", spacing, _SPACINGS)
+        length = len(self)
+        if not 1 <= num_steps <= length:
+            raise ValueError(f"{function}: num_steps must be in [1, {length}], got {num_steps}")
+        if spacing == "leading":
+            ratio = length // num_steps
+            return [i * ratio for i in reversed(range(num_steps))]
+        # In floating point, step by step as NumPy's linspace and arange are evaluated, so that
+        # halves round to the same side.
+        if spacing == "linspace":
+            step = (length - 1) / max(num_steps - 1, 1)
+            ascending = [float(i) * step for i in range(num_steps)]
+            if num_steps > 1:
+                ascending[-1] = float(length - 1)
+            return [round(value) for value in reversed(ascending)]
+        step = (length - length / num_steps) - length
+        return [round(length + i * step) - 1 for i in range(num_steps)]
+
+    # ---- what a path is
+
+    def path(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma."""
+        raise NotImplementedError
+
+    def snr_of(self, level: Tensor) -> Tensor:
+        """The signal-to-noise ratio alpha^2 / sigma^2."""
+        alpha, sigma = self.path(level)
+        return (alpha / sigma) ** 2
+
+    def vlb_x0_weight(self, level: Tensor, prev: Tensor) -> Tensor:
+        """The weight of the squared error of x0 in the bound, where "vlb" is a weighting."""
+        raise NotImplementedError
+
+    def forms(self, level: Tensor, prediction_type: str) -> Forms:
+        """The prediction types that every path has: "epsilon" and "sample"."""
+        alpha, sigma = self.path(level)
+        zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+        if prediction_type == "epsilon":
+            return Forms(1.0 / alpha, -sigma / alpha, zero, one, zero, one)
+        return Forms(zero, one, 1.0 / sigma, -alpha / sigma, one, zero)
+
+    def drift(self, level: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
+        """The slope of the probability flow, as multiples of x_t and pred.
+
+        Here x_t / alpha_t moves with sigma_t / alpha_t, and its slope is the noise: Song et al.,
+        arXiv:2010.02502, (14).
+        """
+        forms = self.forms(level, prediction_type)
+        return forms.noise_x_t, forms.noise_pred
+
+    def flow_step(self, level: Tensor, prev: Tensor) -> tuple[Tensor, Tensor]:
+        """The multiples of x_t and of the slope in a step of the probability flow."""
+        (alpha, sigma), (prev_alpha, prev_sigma) = self.path(level), self.path(prev)
+        ratio = prev_alpha / alpha
+        return ratio, prev_sigma - sigma * ratio
+
+    def has_slope(self, t: int) -> bool:
+        """Whether `flow_step` is finite at t."""
+        return t != self.no_signal
+
+    def check_eta(self, function: str, eta: float) -> None:
+        """Raises unless a step may add noise in this proportion."""
+        if eta != 0.0:
+            raise ValueError(f"{function}: eta must be 0 with a {type(self).__name__}, got {eta}")
+
+    def model_inputs(
+        self,
+        batch: int,
+        prediction_type: str,
+        timesteps: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+        """For a run: what the model takes, from x_t and the step's number in the run."""
+        times = torch.tensor(timesteps, dtype=torch.int64, device=device)
+        each = times.unsqueeze(1).repeat(1, batch).unbind(0)
+        return lambda x, step: (x, each[step])
+
+    def initial_scale(self, t: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """What x_T = N(0, 1) is multiplied by; None for 1."""
+        return None
+
+    # ---- rows of coefficients
+
+    def rows(
+        self,
+        function: str,
+        build: Build,
+        options: tuple[Any, ...],
+        t: Time,
+        like: Tensor,
+        dtype: torch.dtype,
+        prev_t: Time | None = None,
+        needs_signal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Checks t and prev_t, and returns what an operator takes: coefficients and t.
+
+        Args:
+            function: For messages.
+            build: One of `genkern._coefficients`.
+            options: Its options.
+            t: Step or level, as the user gave it.
+            like: The data, for its batch size and device.
+            dtype: The data's dtype.
+            prev_t: The step to go to, as the user gave it; t - 1 when None.
+            needs_signal: Whether `no_signal` is refused.
+        """
+        t, prev_t = as_time(t), as_time(prev_t)
+        dtype, device = arithmetic(dtype), like.device
+        tracing = _tracing()
+        if type(t) is int:
+            self._check_int(function, t, needs_signal)
+            if prev_t is None:
+                prev_t = t - 1
+            elif type(prev_t) is int and not -1 <= prev_t < t:
+                raise ValueError(f"{function}: prev_t must be in [-1, {t}), got {prev_t}")
+            if type(prev_t) is int and not tracing:
+                if prev_t == t - 1:
+                    return self._table(build, options, dtype, device).rows[t], None
+                return self._pair(build, options, dtype, device, t, prev_t), None
+        elif isinstance(t, Tensor) and not t.is_floating_point():
+            _check_form(function, "t", t, like)
+            values = _values(t)
+            self._check_values(function, values, t, needs_signal)
+            if prev_t is None:
+                if not tracing:
+                    return self._table(build, options, dtype, device).whole, t
+                prev_t = t - 1
+        else:
+            self._check_level(function, t, like, needs_signal)
+        level = self._level(t, device)
+        if prev_t is None:
+            prev = torch.full_like(level, self.clean)
+        else:
+            self._check_prev(function, t, prev_t, like)
+            prev = self._level(prev_t, device)
+        level, prev = torch.broadcast_tensors(level, prev)
+        return build(self, level, prev, *options).to(dtype), None
+
+    def _table(
+        self, build: Build, options: tuple[Any, ...], dtype: torch.dtype, device: torch.device
+    ) -> _Table:
+        """The rows of all T steps to the one before, kept."""
+        key = (build, options, dtype, device)
+        found: _Table | None = self._tables.get(key)
+        if found is None:
+            # Kept beyond the caller's modes: a tensor made in inference mode could not be saved
+            # for a backward pass.
+            with torch.inference_mode(False), torch.no_grad():
+                prev = torch.cat((torch.full_like(self._levels[:1], self.clean), self._levels[:-1]))
+                found = _Table(build(self, self._levels, prev, *options).to(device, dtype))
+            self._tables[key] = found
+        return found
+
+    def _pair(
+        self,
+        build: Build,
+        options: tuple[Any, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        t: int,
+        prev_t: int,
+    ) -> Tensor:
+        """The row of one step to any other, kept."""
+        key = (build, options, dtype, device, t, prev_t)
+        found: Tensor | None = self._tables.get(key)
+        if found is None:
+            if len(self._tables) >= _KEPT:
+                self._tables.clear()
+            with torch.inference_mode(False), torch.no_grad():
+                level, prev = (self._level(i, self._levels.device) for i in (t, prev_t))
+                found = build(self, level, prev, *options).to(device, dtype)
+            self._tables[key] = found
+        return found
+
+    def steps(self, build: Build, options: tuple[Any, ...], timesteps: Sequence[int]) -> Tensor:
+        """The rows of a run: each of its steps to the next one, the last to clean data."""
+        levels = torch.cat([self._level(t, self._levels.device) for t in (*timesteps, -1)])
+        return build(self, levels[:-1], levels[1:], *options)
+
+    def _level(self, t: Time, device: torch.device) -> Tensor:
+        """The levels of steps, (1,) or (B,); -1 is clean data."""
+        if isinstance(t, float):
+            return torch.full((1,), t, dtype=self._levels.dtype, device=device)
+        if isinstance(t, Tensor) and t.is_floating_point():
+            return t.detach().reshape(-1).to(self._levels.dtype)
+        levels = self._levels
+        if levels.device != device:
+            levels = self._levels_on(device)
+        if isinstance(t, Tensor):
+            t = t.reshape(-1)
+            return torch.where(t < 0, self.clean, levels[t.clamp(0, len(self) - 1)])
+        if t < 0:
+            return torch.full_like(levels[:1], self.clean)
+        return levels.narrow(0, t, 1)
+
+    def _levels_on(self, device: torch.device) -> Tensor:
+        if _tracing():
+            return self._levels.to(device)
+        if device not in self._tables:
+            with torch.inference_mode(False):
+                self._tables[device] = self._levels.to(device)
+        found: Tensor = self._tables[device]
+        return found
+
+    # ---- checks of t and prev_t
+
+    def _check_int(self, function: str, t: int, needs_signal: bool) -> None:
+        if not 0 <= t < len(self):
+            raise IndexError(f"{function}: t must be in [0, {len(self)}), got {t}")
+        if needs_signal and t == self.no_signal:
+            self.refuse_epsilon(function, f"t = {t}")
+
+    def _check_values(
+        self, function: str, values: list[int] | None, t: Tensor, needs_signal: bool
+    ) -> None:
+        if not values:
+            return
+        if min(values) < 0 or max(values) >= len(self):
+            i = next(i for i, v in enumerate(values) if not 0 <= v < len(self))
+            where = f" at index {i}" if t.dim() else ""
+            got = f"{values[i]}{where}"
+            raise IndexError(f"{function}: t must be in [0, {len(self)}), got {got}")
+        if needs_signal and self.no_signal is not None and self.no_signal in values:
+            self.refuse_epsilon(function, f"t = {self.no_signal}")
+
+    def refuse_epsilon(self, function: str, where: str) -> None:
+        others = " or ".join(word for word in self.prediction_types if word != "epsilon")
+        raise ValueError(
+            f"{function}: prediction_type must be {others} at {where}, where nothing of x0 is left"
+            f" in x_t (alphas_cumprod, or alpha, is 0), got 'epsilon'"
+        )
+
+    def _check_level(self, function: str, t: Time, like: Tensor, needs_signal: bool) -> None:
+        if self.highest is None or not (
+            isinstance(t, float) or (isinstance(t, Tensor) and t.dtype in checks.FLOATING)
+        ):
+            got = t.dtype if isinstance(t, Tensor) else type(t).__name__
+            level = "" if self.highest is None else ", or a level"
+            raise TypeError(
+                f"{function}: t must be an integer or an int64 tensor{level}, got {got}"
+            )
+        if isinstance(t, Tensor):
+            _check_shape(function, "t", t, like)
+        values = _values(t) if isinstance(t, Tensor) else [t]
+        for i, v in enumerate(values or ()):
+            if not (0.0 < v <= self.highest and v < math.inf):
+                where = f" at index {i}" if isinstance(t, Tensor) and t.dim() else ""
+                end = f"{self.highest:g}]" if self.highest < math.inf else "inf)"
+                raise IndexError(f"{function}: t must be a level in (0, {end}, got {v:g}{where}")
+            if needs_signal and self.no_signal is not None and v == self.highest:
+                self.refuse_epsilon(function, f"t = {v:g}")
+
+    def _check_prev(self, function: str, t: Time, prev_t: Time, like: Tensor) -> None:
+        step = not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float))
+        if isinstance(prev_t, Tensor):
+            same_kind = prev_t.dtype == torch.int64 if step else prev_t.dtype in checks.FLOATING
+        else:
+            same_kind = type(prev_t) is (int if step else float)
+        if not same_kind:
+            expected = "an integer or an int64 tensor" if step else "a level, as t is"
+            got = prev_t.dtype if isinstance(prev_t, Tensor) else type(prev_t).__name__
+            raise TypeError(f"{function}: prev_t must be {expected}, got {got}")
+        if isinstance(prev_t, Tensor):
+            _check_shape(function, "prev_t", prev_t, like)
+        now = _values(t) if isinstance(t, Tensor) else [t]
+        before = _values(prev_t) if isinstance(prev_t, Tensor) else [prev_t]
+        if not now or not before:
+            return
+        count = max(len(now), len(before))
+        lowest = -1 if step else 0.0
+        for i in range(count):
+            v, p = now[i % len(now)], before[i % len(before)]
+            if not lowest <= p < v:
+                where = f" at index {i}" if count > 1 else ""
+                raise ValueError(
+                    f"{function}: prev_t must be at least {lowest:g} and below t,"
+                    f" got {p:g} with t = {v:g}{where}"
+                )
+
+
+class _Table:
+    """The rows of all steps, together and one by one."""
+
+    def __init__(self, whole: Tensor) -> None:
+        self.whole = whole
+        self._rows: tuple[Tensor, ...] | None = None
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        if self._rows is None:
+            with torch.inference_mode(False):
+                self._rows = self.whole.split(1)
+        return self._rows
+
+
+_T = TypeVar("_T")
+
+
+def as_time(t: _T) -> _T | int:
+    """Other integers than Python's, such as NumPy's, as Python's."""
+    if isinstance(t, (int, float, Tensor)) or not hasattr(t, "__index__"):
+        return t
+    return operator.index(t)
+
+
+def _tracing() -> bool:
+    """Whether tensors made now may be a graph's, or fakes: not to be kept."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def _values(t: Tensor) -> list[Any] | None:
+    """The values of a tensor on the CPU; None where reading them would make the host wait."""
+    if (
+        type(t) is not Tensor
+        or not t.is_cpu
+        or _tracing()
+        or torch._C._functorch.is_functorch_wrapped_tensor(t)
+    ):
+        return None
+    return t.reshape(-1).tolist()
+
+
+def _check_form(function: str, name: str, t: Tensor, like: Tensor) -> None:
+    if t.dtype != torch.int64:
+        raise TypeError(f"{function}: {name} must be int64, got {t.dtype}")
+    _check_shape(function, name, t, like)
+
+
+def _check_shape(function: str, name: str, t: Tensor, like: Tensor) -> None:
+    if t.dim() and t.shape != like.shape[:1]:
+        expected = f"() or ({like.shape[0]},)" if like.dim() else "()"
+        raise ValueError(f"{function}: {name} must have shape {expected}, got {tuple(t.shape)}")
+    if t.device != like.device:
+        raise ValueError(
+            f"{function}: {name} and the data must be on one device,"
+            f" got {t.device} and {like.device}"
+        )
