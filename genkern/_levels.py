@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
@@ -203,6 +204,7 @@ class Schedule:
             prev_t: The step to go to, as the user gave it; t - 1 when None.
             needs_signal: Whether `no_signal` is refused.
         """
+        t, prev_t = as_time(t), as_time(prev_t)
         dtype, device = arithmetic(dtype), like.device
         tracing = _tracing()
         if type(t) is int:
@@ -389,6 +391,16 @@ class _Table:
             with torch.inference_mode(False):
                 self._rows = self.whole.split(1)
         return self._rows
+
+
+_T = TypeVar("_T")
+
+
+def as_time(t: _T) -> _T | int:
+    """Other integers than Python's, such as NumPy's, as Python's."""
+    if isinstance(t, (int, float, Tensor)) or not hasattr(t, "__index__"):
+        return t
+    return operator.index(t)
 
 
 def _tracing() -> bool:

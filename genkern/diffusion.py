@@ -18,7 +18,7 @@ from torch import Tensor
 from genkern import _coefficients
 from genkern._arguments import NO_CLIP, clip_bounds, given_noise, promoted
 from genkern._coefficients import LEARNED, VARIANCE_TYPES
-from genkern._levels import Build, Schedule, Time
+from genkern._levels import Build, Schedule, Time, as_time
 from genkern._ops import checks
 from genkern._ops import diffusion as ops
 from genkern._ops import random as noise_ops
@@ -608,6 +608,7 @@ def _step(
     noisy: bool,
 ) -> Tensor:
     checks.one_of(function, "prediction_type", prediction_type, schedule.prediction_types)
+    t, prev_t = as_time(t), as_time(prev_t)
     values = None
     if learned is None:
         checks.pair(function, "x_t", x_t, "pred", pred)

@@ -249,7 +249,10 @@ def _scheduler(name: str, dtype: torch.dtype, **options: Any) -> Any:
     if dtype == torch.float64:
         # There is no option for the tables' precision; in float64 the gate can tell a rounding
         # from a mistake.
-        scheduler.alphas_cumprod = _ABAR
+        betas = torch.linspace(
+            scheduler.config.beta_start, scheduler.config.beta_end, _T, dtype=torch.float64
+        )
+        scheduler.alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
     return scheduler
 
 
