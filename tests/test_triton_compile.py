@@ -43,8 +43,30 @@ CASES = {
     "bernoulli_nll_backward": (2, 2),
     "gaussian_nll": (3, 0),
     "gaussian_nll_backward": (3, 3),
+    "affine": (1, 1),
+    "affine_noise": (4, 1),
+    "noise_loss": (1, 0),
+    "noise_loss_noise": (3, 0),
+    "noise_loss_backward": (1, 1),
+    "noise_loss_backward_noise": (4, 3),
+    "sampler_step": (2, 1),
+    "sampler_step_learned": (4, 1),
+    "sampler_step_noise": (5, 1),
+    "sampler_step_backward": (3, 2),
+    "sampler_step_backward_learned": (5, 4),
+    "sampler_step_backward_noise": (6, 5),
+    "guidance_factor": (2, 0),
+    "dynamic_threshold": (3, 0),
+    "vlb": (3, 0),
+    "hybrid": (4, 0),
+    "vlb_backward": (3, 2),
+    "hybrid_backward": (4, 2),
 }
-DRAWS = ("normal", "rsample", "rsample_chunk", "rsample_kl", "backward")
+DRAWS = (
+    "normal", "rsample", "rsample_chunk", "rsample_kl", "backward",
+    "affine", "noise_loss", "noise_loss_backward", "sampler_step", "sampler_step_learned",
+    "sampler_step_backward_learned", "vlb", "vlb_backward",
+)  # fmt: skip
 # What is above 60 instructions an element and above the memory's budget: noise in a 16-bit type, in
 # float64, and on the B200. Of these, 50 are the normals, whose bits are fixed; the others the
 # exponential and the KL, as accurate as on the CPU.
@@ -68,8 +90,10 @@ def _cases(target):
     found = [(name, "float32") for name in CASES]
     if target == "sm_80":
         names = ("normal", "rsample", "rsample_noise", "rsample_kl", "backward", "bernoulli_nll")
-        found += [(name, "bfloat16") for name in names]
-        found += [(name, "float64") for name in ("normal", "rsample", "backward")]
+        steps = ("affine", "noise_loss", "noise_loss_backward", "sampler_step", "sampler_step_noise")
+        found += [(name, "bfloat16") for name in (*names, *steps)]
+        found += [(name, "float64") for name in ("normal", "rsample", "backward", "sampler_step")]
+        found += [("dynamic_threshold", "float64"), ("vlb_backward", "float64")]
     return found
 
 
@@ -97,6 +121,10 @@ def test_every_kernel_is_compiled(compiled):
         "noise_kernel", "children_kernel", "posterior_kernel", "posterior_backward_kernel",
         "bernoulli_nll_kernel", "bernoulli_nll_backward_kernel",
         "gaussian_nll_kernel", "gaussian_nll_backward_kernel", "sum_rows_kernel",
+        "affine_kernel", "noise_loss_kernel", "noise_loss_backward_kernel",
+        "sampler_step_kernel", "sampler_step_backward_kernel",
+        "moments_kernel", "guidance_factor_kernel", "count_digits_kernel", "quantile_kernel",
+        "vlb_kernel", "vlb_backward_kernel",
     }  # fmt: skip
 
 
@@ -145,7 +173,7 @@ def _calls(name, dtype):
     """The launcher's call for a case: 8 samples of 4096 coordinates."""
     import torch
 
-    from genkern._triton import random, vae
+    from genkern._triton import diffusion, random, vae
 
     def new():
         return torch.zeros(8, 4096, dtype=dtype)
@@ -155,6 +183,10 @@ def _calls(name, dtype):
     plain = (0.0, 0.0, 0.0, *no_clamp, 3)
     loss = torch.ones(())
     chunks = torch.zeros(8, 8192, dtype=dtype).chunk(2, 1)
+    wide = torch.promote_types(dtype, torch.float32)
+    table, t, each = torch.zeros(1000, 8, dtype=wide), torch.arange(8), torch.zeros(8, dtype=wide)
+    noise, of_key = (None, new(), table, t), (key, None, table, t)
+    clip = (-1.0, 1.0)
     calls = {
         "normal": lambda: random.normal(key, (8, 4096), dtype),
         "children": lambda: random.split(key, 1000),
@@ -173,6 +205,46 @@ def _calls(name, dtype):
         "gaussian_nll": lambda: vae.gaussian_nll(new(), new(), new(), 1.0, *no_clamp, 3),
         "gaussian_nll_backward": lambda: vae.gaussian_nll_backward(
             loss, new(), new(), new(), 1.0, *no_clamp, 3, 0b111
+        ),
+        "affine": lambda: diffusion.affine(new(), None, None, *of_key),
+        "affine_noise": lambda: diffusion.affine(new(), new(), new(), *noise),
+        "noise_loss": lambda: diffusion.noise_loss(new(), None, *of_key, None, 1),
+        "noise_loss_noise": lambda: diffusion.noise_loss(new(), new(), *noise, each, 4),
+        "noise_loss_backward": lambda: diffusion.noise_loss_backward(
+            loss, new(), None, *of_key, None, 1, 0b1
+        ),
+        "noise_loss_backward_noise": lambda: diffusion.noise_loss_backward(
+            new(), new(), new(), *noise, each, 0, 0b111
+        ),
+        "sampler_step": lambda: diffusion.sampler_step(
+            new(), new(), None, None, *of_key, None, None, 1.0, *clip
+        ),
+        "sampler_step_learned": lambda: diffusion.sampler_step(
+            new(), *chunks, new(), *of_key, None, None, 3.0, *clip
+        ),
+        "sampler_step_noise": lambda: diffusion.sampler_step(
+            new(), *chunks, new(), *noise, each, each, 3.0, *no_clamp
+        ),
+        "sampler_step_backward": lambda: diffusion.sampler_step_backward(
+            new(), new(), new(), None, None, *of_key, 1.0, *clip, 0b11
+        ),
+        "sampler_step_backward_learned": lambda: diffusion.sampler_step_backward(
+            new(), new(), *chunks, new(), *of_key, 3.0, *clip, 0b1111
+        ),
+        "sampler_step_backward_noise": lambda: diffusion.sampler_step_backward(
+            new(), new(), *chunks, new(), *noise, 3.0, *clip, 0b11111
+        ),
+        "guidance_factor": lambda: diffusion.guidance_factor(new(), new(), 3.0, 0.7),
+        "dynamic_threshold": lambda: diffusion.dynamic_threshold(
+            new(), new(), new(), table, t, each, 3.0, 0.995, 1.5
+        ),
+        "vlb": lambda: diffusion.vlb(*chunks, new(), *of_key, *clip, 1.0, 0.0, False, 4),
+        "hybrid": lambda: diffusion.vlb(*chunks, new(), *noise, *no_clamp, 1.0, 1.0, True, 1),
+        "vlb_backward": lambda: diffusion.vlb_backward(
+            loss, *chunks, new(), *of_key, *clip, 1.0, 0.0, False, 1, 0b11
+        ),
+        "hybrid_backward": lambda: diffusion.vlb_backward(
+            loss, *chunks, new(), *noise, *no_clamp, 1.0, 1.0, True, 1, 0b11
         ),
     }
     return calls[name]
@@ -234,7 +306,7 @@ def _compile(target_name):
     from triton.backends.compiler import GPUTarget
     from triton.backends.driver import DriverBase
 
-    from genkern._triton import launch, random, reduce, vae
+    from genkern._triton import diffusion, launch, random, reduce, vae
 
     nvidia = target_name in NVIDIA
     target = (
@@ -275,7 +347,7 @@ def _compile(target_name):
         description = _describe_nvidia(result) if nvidia else _describe_amd(result)
         found.append({"name": name, "dtype": dtype, "kernel": result.name, **description})
 
-    for module in (random, reduce, vae):
+    for module in (random, reduce, vae, diffusion):
         module.launch = compile_only
     for name, dtype in [("children", "float32"), *_cases(target_name)]:
         _calls(name, getattr(torch, dtype))()

@@ -35,7 +35,9 @@ from genkern._triton.reduce import (
     divisor,
     new_gradient,
     new_partial,
+    row_sums,
     store_partial,
+    store_sums,
     sum_dtype,
     upstream,
     value_of,
@@ -49,6 +51,7 @@ from genkern._triton.tile import (
     noise_or_load,
     store,
     this_tile,
+    which_exist,
 )
 
 # ---- one element
@@ -79,7 +82,7 @@ def step_kl(d, mean_x0, true_lv, lv):
 HALF_BIN = tl.constexpr(1.0 / 255.0)
 LAST_BIN = tl.constexpr(0.999)
 ROOT_HALF = tl.constexpr(0.70710678118654752440)
-HALF_LOG_2_PI = tl.constexpr(0.91893853320467274178)
+ROOT_2_PI = tl.constexpr(2.50662827463100050242)
 
 
 @triton.jit
@@ -98,21 +101,23 @@ def decoder_nll(d, x0, lv):
     open_far = tl.where(mirrored, below, above)
     a = (c - HALF_BIN) * inverse
     b = (c + HALF_BIN) * inverse
-    # The bin holds the mean, or all that is before it: two parts of the bell, added.
-    near = tl.where(open_near, 1.0, tl.math.erf(a * -ROOT_HALF))
-    both = near + tl.where(open_far, 1.0, tl.math.erf(b * ROOT_HALF))
-    # It does not: a difference of tails, scaled by the density at the near end.
-    ratio = exp(((c * inverse) * (-2.0 * HALF_BIN)) * inverse)
-    tails = erfcx(a * ROOT_HALF) - tl.where(open_far, 0.0, erfcx(b * ROOT_HALF) * ratio)
+    # All but two tails where the bin holds the mean, or what is before it; else the difference of
+    # two tails. There everything is divided by the density at the near end.
     around = (a <= 0.0) | open_near
-    log_p = tl.log(0.5 * tl.where(around, both, tails)) - tl.where(around, 0.0, 0.5 * a * a)
+    exponent = a * a * -0.5
+    near = tl.where(open_near, 0.0, exp(tl.where(around, exponent, 0.0)))
+    between = ((c * inverse) * (-2.0 * HALF_BIN)) * inverse
+    far = tl.where(open_far, 0.0, exp(tl.where(around, b * b * -0.5, between)))
+    tail_near = erfcx(tl.abs(a) * ROOT_HALF) * near
+    tail_far = erfcx(b * ROOT_HALF) * far
+    p = tl.where(around, 1.0 - (tail_near + tail_far) * 0.5, (tail_near - tail_far) * 0.5)
+    value = tl.where(around, 0.0, -exponent) - tl.log(p)
     # Densities at the ends over the probability.
-    shift = log_p + HALF_LOG_2_PI
-    at_a = tl.where(open_near, 0.0, exp(-0.5 * a * a - shift))
-    at_b = tl.where(open_far, 0.0, exp(-0.5 * b * b - shift))
-    along_c = (at_a - at_b) * inverse
-    along_lv = tl.where(open_far, 0.0, b * at_b) - tl.where(open_near, 0.0, a * at_a)
-    return -log_p, tl.where(mirrored, -along_c, along_c), along_lv * 0.5
+    over_p = 1.0 / (p * ROOT_2_PI)
+    near *= over_p
+    far *= over_p
+    along_c = (near - far) * inverse
+    return value, tl.where(mirrored, -along_c, along_c), (b * far - a * near) * 0.5
 
 
 # ---- affine
@@ -646,12 +651,12 @@ def _new_per_sample(like: Tensor) -> Tensor:
 
 
 @triton.jit
-def vlb_inputs(
-    pred, var_values, x0, given, stream, first, table, row, start, mask, form,
-    x0_min, x0_max,
+def vlb_parts(
+    pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
+    DECODER: tl.constexpr,
 ):  # fmt: skip
-    """pred - eps, x0, d, what d passes on of a gradient by it, and the log-variance."""
+    """pred - eps; L and its derivatives by d and the log-variance; that of d by pred."""
     m = load(pred, row, start, mask, form, T, VECTOR)
     x = load(x0, row, start, mask, form, T, VECTOR)
     eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
@@ -668,7 +673,44 @@ def vlb_inputs(
     if var_values is not None:
         values = load(var_values, row, start, mask, form, T, VECTOR)
         lv = tl.fma(coefficient(first, table, 6), values, lv)
-    return m - eps, x, d, by_pred, lv
+    value, by_d, by_lv = step_kl(d, coefficient(first, table, 3), coefficient(first, table, 4), lv)
+    if DECODER:
+        last = coefficient(first, table, 7) > 0.5
+        nll = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
+        value = tl.where(last, nll[0].to(T), value)
+        by_d = tl.where(last, nll[1].to(T), by_d)
+        by_lv = tl.where(last, nll[2].to(T), by_lv)
+    return m - eps, value, by_d, by_lv, by_pred
+
+
+@triton.jit
+def vlb_tile(
+    pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
+    x0_min, x0_max, vlb_scale, simple_scale,
+    T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
+    SIMPLE: tl.constexpr, DECODER: tl.constexpr,
+):  # fmt: skip
+    """Stores the values if `loss` is there, and returns the sums of the rows."""
+    error, value, _, _, _ = vlb_parts(
+        pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
+        T, VECTOR, BLOCKS, CLIP, DECODER,
+    )  # fmt: skip
+    value *= tl.full((1, 1), vlb_scale, T)
+    if SIMPLE:
+        value = weighted_square(error, tl.full((1, 1), simple_scale, T), value)
+    if loss is not None:
+        store(loss, value, row, start, mask, form, VECTOR)
+    return row_sums(value, mask)
+
+
+@triton.jit
+def any_decoder(first, table):
+    return tl.max((coefficient(first, table, 7) > 0.5).to(tl.int32)) > 0
+
+
+# Tiles with samples at t = 0 are worked on in as many parts: in float64, the decoder on a whole one
+# would not fit the registers.
+PARTS = tl.constexpr(8)
 
 
 @triton.jit
@@ -680,22 +722,47 @@ def vlb_kernel(
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     first = coefficients(table, t, row, form)
-    error, x, d, _, lv = vlb_inputs(
-        pred, var_values, x0, given, stream, first, table, row, start, mask, form,
-        x0_min, x0_max, T, VECTOR, BLOCKS, CLIP,
-    )  # fmt: skip
-    value, _, _ = step_kl(d, coefficient(first, table, 3), coefficient(first, table, 4), lv)
-    last = coefficient(first, table, 7) > 0.5
-    if tl.max(last.to(tl.int32)) > 0:
-        nll, _, _ = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
-        value = tl.where(last, nll.to(T), value)
-    value *= tl.full((1, 1), vlb_scale, T)
-    if SIMPLE:
-        value = weighted_square(error, tl.full((1, 1), simple_scale, T), value)
-    if loss is not None:
-        store(loss, value, row, start, mask, form, VECTOR)
+    sums = tl.zeros((ROWS,), T)
+    if any_decoder(first, table):
+        for part in range(PARTS):
+            at = start + part * (COLUMNS // PARTS)
+            sums += vlb_tile(
+                pred, var_values, x0, given, stream, loss, first, table, row, at,
+                which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
+                x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
+            )  # fmt: skip
     else:
-        store_partial(partial, value, row, mask, form, BY_ROW)
+        sums += vlb_tile(
+            pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
+            x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, False,
+        )  # fmt: skip
+    if partial is not None:
+        store_sums(partial, sums, row, form, BY_ROW)
+
+
+@triton.jit
+def vlb_backward_tile(
+    grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
+    first, table, row, start, mask, form, x0_min, x0_max, vlb_scale, simple_scale,
+    T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
+    SIMPLE: tl.constexpr, DETACH: tl.constexpr, DECODER: tl.constexpr,
+):  # fmt: skip
+    error, _, by_d, by_lv, by_pred = vlb_parts(
+        pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
+        T, VECTOR, BLOCKS, CLIP, DECODER,
+    )  # fmt: skip
+    g = load(grad, row, start, mask, form, T, VECTOR)
+    along = g * tl.full((1, 1), vlb_scale, T)
+    if grad_pred is not None:
+        total = tl.zeros(mask.shape, T)
+        if not DETACH:
+            total += along * by_d * by_pred
+        if SIMPLE:
+            total = tl.fma(g * tl.full((1, 1), simple_scale, T), error + error, total)
+        store(grad_pred, total, row, start, mask, form, VECTOR)
+    if grad_values is not None:
+        by_values = along * by_lv * coefficient(first, table, 6)
+        store(grad_values, by_values, row, start, mask, form, VECTOR)
 
 
 @triton.jit
@@ -707,28 +774,20 @@ def vlb_backward_kernel(
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     first = coefficients(table, t, row, form)
-    error, x, d, by_pred, lv = vlb_inputs(
-        pred, var_values, x0, given, stream, first, table, row, start, mask, form,
-        x0_min, x0_max, T, VECTOR, BLOCKS, CLIP,
-    )  # fmt: skip
-    _, by_d, by_lv = step_kl(d, coefficient(first, table, 3), coefficient(first, table, 4), lv)
-    last = coefficient(first, table, 7) > 0.5
-    if tl.max(last.to(tl.int32)) > 0:
-        _, nll_d, nll_lv = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
-        by_d = tl.where(last, nll_d.to(T), by_d)
-        by_lv = tl.where(last, nll_lv.to(T), by_lv)
-    g = load(grad, row, start, mask, form, T, VECTOR)
-    along = g * tl.full((1, 1), vlb_scale, T)
-    if grad_pred is not None:
-        total = tl.zeros((ROWS, COLUMNS), T)
-        if not DETACH:
-            total += along * by_d * by_pred
-        if SIMPLE:
-            total = tl.fma(g * tl.full((1, 1), simple_scale, T), error + error, total)
-        store(grad_pred, total, row, start, mask, form, VECTOR)
-    if grad_values is not None:
-        by_values = along * by_lv * coefficient(first, table, 6)
-        store(grad_values, by_values, row, start, mask, form, VECTOR)
+    if any_decoder(first, table):
+        for part in range(PARTS):
+            at = start + part * (COLUMNS // PARTS)
+            vlb_backward_tile(
+                grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
+                first, table, row, at, which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
+                x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, DETACH, True,
+            )  # fmt: skip
+    else:
+        vlb_backward_tile(
+            grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
+            first, table, row, start, mask, form,
+            x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, DETACH, False,
+        )  # fmt: skip
 
 
 def vlb(

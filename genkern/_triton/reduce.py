@@ -15,16 +15,25 @@ from genkern._triton.launch import BATCHMEAN, MEAN, NONE, SAMPLE, TILE, Tiles, l
 @triton.jit
 def store_partial(partial, value, row, mask, form, BY_ROW: tl.constexpr):
     """Sums the tile: to one number, or with BY_ROW to one a row."""
-    value = tl.where(mask, value, 0.0)
+    store_sums(partial, row_sums(value, mask), row, form, BY_ROW)
+
+
+@triton.jit
+def row_sums(value, mask):
+    return tl.sum(tl.where(mask, value, 0.0), axis=1)
+
+
+@triton.jit
+def store_sums(partial, sums, row, form, BY_ROW: tl.constexpr):
     program = tl.program_id(0)
     if BY_ROW:
         pointers = partial + row * form.column_tiles + program % form.column_tiles
         exists = row >= 0
         if form.rows is not None:
             exists = row < form.rows
-        tl.store(pointers, tl.sum(value, axis=1), mask=exists)
+        tl.store(pointers, sums, mask=exists)
     else:
-        tl.store(partial + program, tl.sum(tl.sum(value, axis=1), axis=0))
+        tl.store(partial + program, tl.sum(sums, axis=0))
 
 
 @triton.jit
