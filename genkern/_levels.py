@@ -206,7 +206,10 @@ class Schedule:
             prev_t: The step to go to, as the user gave it; t - 1 when None.
             needs_signal: Whether `no_signal` is refused.
         """
-        t, prev_t = as_time(t), as_time(prev_t)
+        if not isinstance(t, (int, Tensor)):
+            t = _as_time(t)
+        if prev_t is not None and not isinstance(prev_t, (int, Tensor)):
+            prev_t = _as_time(prev_t)
         dtype, device = arithmetic(dtype), like.device
         tracing = _tracing()
         if type(t) is int:
@@ -220,8 +223,11 @@ class Schedule:
                     return self._table(build, options, dtype, device).rows[t], None
                 return self._pair(build, options, dtype, device, t, prev_t), None
         elif isinstance(t, Tensor) and not t.is_floating_point():
-            _check_form(function, "t", t, like)
-            self._check_steps(function, t, needs_signal)
+            if t.dtype != torch.int64:
+                raise TypeError(f"{function}: t must be int64, got {t.dtype}")
+            _check_shape(function, "t", t, like)
+            if not tracing:
+                self._check_steps(function, t, needs_signal)
             if prev_t is None:
                 if not tracing:
                     return self._table(build, options, dtype, device).whole, t
@@ -398,14 +404,9 @@ class _Table:
         return self._rows
 
 
-_T = TypeVar("_T")
-
-
-def as_time(t: _T) -> _T | int:
+def _as_time(t: Any) -> Any:
     """Other integers than Python's, such as NumPy's, as Python's."""
-    if isinstance(t, (int, float, Tensor)) or not hasattr(t, "__index__"):
-        return t
-    return operator.index(t)
+    return operator.index(t) if hasattr(t, "__index__") else t
 
 
 def is_level(t: Time) -> bool:
@@ -430,12 +431,6 @@ def _readable(t: Tensor) -> bool:
 
 def _values(t: Tensor) -> list[Any] | None:
     return t.reshape(-1).tolist() if _readable(t) else None
-
-
-def _check_form(function: str, name: str, t: Tensor, like: Tensor) -> None:
-    if t.dtype != torch.int64:
-        raise TypeError(f"{function}: {name} must be int64, got {t.dtype}")
-    _check_shape(function, name, t, like)
 
 
 def _check_shape(function: str, name: str, t: Tensor, like: Tensor) -> None:
