@@ -90,7 +90,13 @@ def _cases(target):
     found = [(name, "float32") for name in CASES]
     if target == "sm_80":
         names = ("normal", "rsample", "rsample_noise", "rsample_kl", "backward", "bernoulli_nll")
-        steps = ("affine", "noise_loss", "noise_loss_backward", "sampler_step", "sampler_step_noise")
+        steps = (
+            "affine",
+            "noise_loss",
+            "noise_loss_backward",
+            "sampler_step",
+            "sampler_step_noise",
+        )
         found += [(name, "bfloat16") for name in (*names, *steps)]
         found += [(name, "float64") for name in ("normal", "rsample", "backward", "sampler_step")]
         found += [("dynamic_threshold", "float64"), ("vlb_backward", "float64")]
