@@ -74,3 +74,8 @@ def test_the_mathematics_names_its_source(name):
     text = inspect.getdoc(getattr(genkern.vae, name))
     assert "arXiv:" in text or name == "rsample_kl"
     assert "Note:" in text
+
+
+@pytest.mark.parametrize("name", genkern.gan.__all__)
+def test_the_mathematics_of_gans_names_its_source(name):
+    assert "arXiv:" in inspect.getdoc(getattr(genkern.gan, name))
