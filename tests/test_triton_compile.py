@@ -68,8 +68,9 @@ DRAWS = (
     "sampler_step_backward_learned", "vlb", "vlb_backward",
 )  # fmt: skip
 # What is above 60 instructions an element and above the memory's budget: noise in a 16-bit type, in
-# float64, and on the B200. Of these, 50 are the normals, whose bits are fixed; the others the
-# exponential and the KL, as accurate as on the CPU.
+# float64, on the B200, and for a loss, which reads one tensor. Of these, 50 are the normals, whose
+# bits are fixed; the others the exponential and the KL, as accurate as on the CPU. Of the variational
+# bound's, two parts of three are for the tiles with samples at t = 0, and run there alone.
 OVER_BUDGET = {
     ("rsample", "bfloat16"): 79,
     ("rsample_chunk", "bfloat16"): 85,
@@ -82,6 +83,25 @@ OVER_BUDGET = {
     ("normal", "float64"): 128,
     ("rsample", "float64"): 170,
     ("backward", "float64"): 206,
+    ("affine", "bfloat16"): 66,
+    ("affine", "float32"): 67,
+    ("noise_loss", "bfloat16"): 71,
+    ("noise_loss", "float32"): 72,
+    ("noise_loss_backward", "bfloat16"): 67,
+    ("noise_loss_backward", "float32"): 68,
+    ("sampler_step", "bfloat16"): 78,
+    ("sampler_step", "float32"): 77,
+    ("sampler_step_learned", "float32"): 101,
+    ("sampler_step_backward_learned", "float32"): 114,
+    ("sampler_step_noise", "bfloat16"): 71,
+    ("dynamic_threshold", "float32"): 91,
+    ("vlb", "float32"): 250,
+    ("hybrid", "float32"): 170,
+    ("vlb_backward", "float32"): 260,
+    ("hybrid_backward", "float32"): 180,
+    ("sampler_step", "float64"): 152,
+    ("dynamic_threshold", "float64"): 94,
+    ("vlb_backward", "float64"): 440,
 }
 
 
@@ -134,8 +154,12 @@ def test_every_kernel_is_compiled(compiled):
     }  # fmt: skip
 
 
+# What runs after the kernel that reads the tensors.
+SECOND = ("sum_rows_kernel", "guidance_factor_kernel", "quantile_kernel")
+
+
 def _operators(kernels):
-    return [k for k in kernels if k["name"] in CASES and k["kernel"] != "sum_rows_kernel"]
+    return [k for k in kernels if k["name"] in CASES and k["kernel"] not in SECOND]
 
 
 def test_tensors_move_once_128_bits_at_a_time(compiled):
@@ -144,7 +168,9 @@ def test_tensors_move_once_128_bits_at_a_time(compiled):
         read, written = CASES[k["name"]]
         accesses = 8 * ITEMSIZE[k["dtype"]] // 16 if target in NVIDIA else None
         if target in NVIDIA:
-            assert k["loads"].get("128", 0) == read * accesses, k
+            # The counts of the digits found so far are read too.
+            others = 2 if k["kernel"] == "count_digits_kernel" else 0
+            assert k["loads"].get("128", 0) == read * accesses + others, k
             assert k["stores"].get("128", 0) == written * accesses, k
         else:
             assert k["loads"].get("128", 0) >= read and k["stores"].get("128", 0) >= written, k
@@ -300,7 +326,8 @@ def _describe_amd(kernel):
 
     return {
         "instructions": len(re.findall(r"^\s+[vs]_", text, re.M)),
-        "spills": sum(map(int, re.findall(r"\.[vs]gpr_spill_count:\s*(\d+)", text))),
+        # Bytes of memory a thread. Scalar registers spill to lanes of vector registers.
+        "spills": sum(map(int, re.findall(r"\.private_segment_fixed_size:\s*(\d+)", text))),
         "loads": widths("load"),
         "stores": widths("store"),
     }

@@ -33,8 +33,9 @@ from genkern._triton.math import (
 )
 from genkern._triton.reduce import (
     divisor,
-    new_gradient,
+    new_gradients,
     new_partial,
+    over,
     row_sums,
     store_partial,
     store_sums,
@@ -261,19 +262,29 @@ def noise_loss_backward(
     coefficients: Tensor, t: Tensor | None, sample_weight: Tensor | None,
     reduction: int, output_mask: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    outputs = _gradients((pred, x0, noise), output_mask)
+    outputs = new_gradients((pred, x0, noise), output_mask)
     spread = upstream(grad, pred, reduction)
     pinned = varies(coefficients if t is None else t, sample_weight)
     tiles = Tiles(pred.shape, [spread, pred, x0, noise, *outputs], key, pinned)
     stream = tiles.stream(key)
     launch(
         noise_loss_backward_kernel, tiles.programs, pred.device,
-        tiles.operand(spread), _over(2.0, divisor(pred.shape, reduction)),
+        tiles.operand(spread), over(2.0, divisor(pred.shape, reduction)),
         *map(tiles.operand, (pred, x0, noise)), stream, tiles.per_sample(sample_weight),
         *map(tiles.operand, outputs), *tiles.table(coefficients, t), tiles.form,
         T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
     )  # fmt: skip
     return tuple(pred.new_empty(0) if g is None else g for g in outputs)
+
+
+def noise_loss_forming(
+    pred: Tensor, x0: Tensor | None, key: Tensor | None, noise: Tensor | None,
+    coefficients: Tensor, t: Tensor | None, sample_weight: Tensor | None, reduction: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    args = pred, x0, key, noise, coefficients, t, sample_weight, reduction
+    value = noise_loss(*args)
+    one = value.new_ones(()).expand(value.shape)
+    return value, noise_loss_backward(one, *args, 0b1)[0]
 
 
 # ---- sampler_step
@@ -421,7 +432,7 @@ def sampler_step_backward(
     guidance_scale: float, x0_min: float, x0_max: float, output_mask: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     noisy = key is not None or noise is not None
-    outputs = _gradients((x_t, pred, var_values, uncond, noise), output_mask)
+    outputs = new_gradients((x_t, pred, var_values, uncond, noise), output_mask)
     if outputs[2] is not None and not noisy:
         outputs[2].zero_()
     written = [*outputs[:2], outputs[2] if noisy else None, *outputs[3:]]
@@ -817,7 +828,7 @@ def vlb_backward(
     x0_min: float, x0_max: float, vlb_scale: float, simple_scale: float, detach_mean: bool,
     reduction: int, output_mask: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    outputs = _gradients((pred, var_values), output_mask)
+    outputs = new_gradients((pred, var_values), output_mask)
     spread = upstream(grad, pred, reduction)
     pinned = varies(coefficients if t is None else t)
     tiles = Tiles(pred.shape, [spread, pred, var_values, x0, noise, *outputs], key, pinned)
@@ -827,17 +838,8 @@ def vlb_backward(
         vlb_backward_kernel, tiles.programs, pred.device,
         *map(tiles.operand, (spread, pred, var_values, x0, noise)), stream,
         *map(tiles.operand, outputs), *tiles.table(coefficients, t), tiles.form,
-        x0_min, x0_max, _over(vlb_scale, count), _over(simple_scale, count),
+        x0_min, x0_max, over(vlb_scale, count), over(simple_scale, count),
         T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
         CLIP=clamps(x0_min, x0_max), SIMPLE=simple_scale != 0.0, DETACH=detach_mean,
     )  # fmt: skip
     return tuple(pred.new_empty(0) if g is None else g for g in outputs)
-
-
-def _gradients(likes: tuple[Tensor | None, ...], output_mask: int) -> list[Tensor | None]:
-    return [new_gradient(like, output_mask >> i & 1) for i, like in enumerate(likes)]
-
-
-def _over(scale: float, count: int) -> float:
-    """scale / count; the quotient of an empty call is not used."""
-    return scale / max(count, 1)

@@ -224,6 +224,18 @@ class Tiles:
             () if draws is None else (size,),
         )
 
+    def sample_stream(self, key: Tensor | None) -> Stream | None:
+        """A key as kernels take it, for one element a sample."""
+        if key is None:
+            return None
+        rest = (0,) * (len(self._shape) - 1)
+        keys: tuple[int, ...] = ()
+        sample = 1
+        if key.dim() == 2:
+            keys, sample = self._row_strides((key.stride(0), *rest)), 0
+        position = self._row_strides((sample, *rest))
+        return Stream(key.view(torch.int64), key.stride(-1), keys, position, ())
+
     def _strides(self, tensor: Tensor) -> tuple[int, ...]:
         return tensor.stride()[-self._dim :] if self._dim else (1,)
 
