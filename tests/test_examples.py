@@ -50,61 +50,102 @@ def test_links_lead_to_files(page):
         assert (page.parent / target).exists(), target
 
 
-def run_demo(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "examples.vae_digits", *arguments],
+def run_quickly(module, folder):
+    for package in ("jinja2", "matplotlib", "rich", "sklearn", "tqdm"):
+        pytest.importorskip(package)
+    result = subprocess.run(
+        [sys.executable, "-m", f"examples.{module}", "--quick", "--output", str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=600,
     )
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    for package in ("matplotlib", "rich", "sklearn", "tqdm"):
-        pytest.importorskip(package)
-    folder = tmp_path_factory.mktemp("demo")
-    result = run_demo("--quick", "--output", str(folder))
     assert result.returncode == 0, result.stderr
-    return folder, result.stdout
+    return result.stdout
 
 
-def elbos(table):
-    return dict(re.findall(r"^\W*(genkern|plain, [a-z ]+?)\s+(-\d+\.\d{4})", table, re.MULTILINE))
-
-
-def test_demo_gives_equal_elbo_on_equal_noise(demo):
-    found = elbos(demo[1])
-    assert set(found) == {"genkern", "plain, same noise", "plain, randn"}
-    assert found["genkern"] == found["plain, same noise"]
-
-
-def test_demo_keeps_only_a_key(demo):
-    added = re.findall(r"(\d\S* [KM]?i?B)\s*$", demo[1], re.MULTILINE)
-    methods = len(elbos(demo[1]))
-    assert added[::methods] == ["16 B"] * (len(added) // methods)
-    assert "16 B" not in added[1::methods]
-
-
-def test_demo_page_needs_no_other_file(demo):
-    folder, printed = demo
+def check_page(folder, printed):
+    """The page is named in the terminal and needs no other file; the pictures' names."""
     page = folder / "index.html"
     assert str(page) in printed
     html = page.read_text(encoding="utf-8")
     assert set(re.findall(r'(?:src|srcset|href)="([^"]{,22})', html)) == {"data:image/png;base64,"}
-    for name in ("loss", "reconstructions", "prior", "latent", "kl"):
-        assert {p.name for p in folder.glob(f"{name}-*.png")} == {
-            f"{name}-dark.png",
-            f"{name}-light.png",
-        }
+    light, dark = ({p.name for p in folder.glob(f"*-{theme}.png")} for theme in ("light", "dark"))
+    assert {name.replace("-light", "-dark") for name in light} == dark
+    return {name.removesuffix("-light.png") for name in light}
 
 
-def test_demo_refuses_no_epochs():
-    pytest.importorskip("sklearn")
-    result = run_demo("--epochs", "0")
-    assert result.returncode == 2
-    assert "--epochs: expected at least 1, got 0" in result.stderr
+def table(printed, title):
+    """The rows of a printed table, as lists of their cells."""
+    lines = printed[printed.index(f" {title}") :].splitlines()[1:]
+    rows = [re.split(r"  +", line.strip()) for line in lines if line.strip()]
+    start = next(
+        i for i, row in enumerate(rows) if set(row[0]) == {"\N{BOX DRAWINGS LIGHT HORIZONTAL}"}
+    )
+    end = next(i for i, row in enumerate(rows) if i > start and len(row) == 1)
+    return rows[start + 1 : end]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run_quickly("digits", folder)
+
+
+def by_method(rows, column=1):
+    """A column of a table, by the method that a row belongs to."""
+    found = {}
+    for row in rows:
+        name = next(i for i in (0, 1) if row[i].startswith(("genkern", "plain", "diffusers")))
+        found.setdefault(row[name], []).append(row[column if column < 0 else name + column])
+    return found
+
+
+def test_vae_gives_equal_elbo_on_equal_noise(demo):
+    found = by_method(table(demo[1], "VAE: training"))
+    assert set(found) == {"genkern", "plain, same noise", "plain, randn"}
+    assert found["genkern"] == found["plain, same noise"]
+
+
+def test_vae_keeps_only_a_key(demo):
+    added = by_method(table(demo[1], "VAE: sampling + KL alone"), column=-1)
+    assert added["genkern"] == ["16 B"] * 2
+    assert "16 B" not in added["plain, same noise"]
+
+
+def test_ddpm_gives_equal_losses_on_equal_noise(demo):
+    found = by_method(table(demo[1], "DDPM: training"))
+    assert set(found) == {"genkern", "plain, same noise"}
+    assert found["genkern"] == found["plain, same noise"]
+    first, second = re.search(r"last step: (\S+) and (\S+);", demo[1]).groups()
+    assert first == second
+
+
+def test_ddpm_gives_equal_images_on_equal_noise(demo):
+    largest = by_method(table(demo[1], "DDPM: samples"), column=-1)
+    assert largest["genkern"] == ["-", "-"]
+    assert len(largest["plain, same noise"]) == 2
+    # float32 roundings of the losses and steps, of images in [-1, 1].
+    assert all(float(d) < 1e-3 for d in largest["plain, same noise"])
+
+
+def test_ddpm_holds_a_key_while_the_network_runs(demo):
+    held = by_method(table(demo[1], "Training step: outside the network"), column=-1)
+    assert held["genkern"] == ["16 B"]
+    assert held["plain, randn"] == ["24 KiB"]  # the noise of 96 images
+
+
+def test_demo_page_needs_no_other_file(demo):
+    assert check_page(*demo) == {
+        "vae-loss",
+        "vae-reconstructions",
+        "vae-prior",
+        "vae-latent",
+        "vae-kl",
+        "ddpm-loss",
+        "ddpm-samples",
+        "ddpm-strip",
+    }
 
 
 # ---- the training steps of GANs
