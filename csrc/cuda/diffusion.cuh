@@ -479,11 +479,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // The bits of numbers >= 0 are ordered as they are.
 __device__ inline uint32_t magnitude_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
-__device__ inline uint64_t magnitude_bits(double x) {
-  return static_cast<uint64_t>(__double_as_longlong(x)) & 0x7fffffffffffffffull;
+__device__ inline unsigned long long magnitude_bits(double x) {  // the type atomicMin knows
+  return static_cast<unsigned long long>(__double_as_longlong(x)) & 0x7fffffffffffffffull;
 }
 __device__ inline double from_bits(uint32_t bits) { return __uint_as_float(bits); }
-__device__ inline double from_bits(uint64_t bits) { return __longlong_as_double(bits); }
+__device__ inline double from_bits(unsigned long long bits) { return __longlong_as_double(bits); }
 
 template <class Acc>
 struct DynamicThreshold {

@@ -221,7 +221,7 @@ class Op:
                     return self.overload(*args)
                 needs_gradient |= a.requires_grad
         if needs_gradient and self._formula is not None and torch.is_grad_enabled():
-            return (_forming if self._forms(args) else _eager)(self, *args)
+            return (_forming if self._forms(args) else _eager)(self, *args)  # type: ignore[no-untyped-call]
         # Plain tensors in plain eager: the dispatcher would only lead back here, at the price of
         # two conversions of every argument.
         return self._route(*args)

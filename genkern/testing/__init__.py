@@ -28,7 +28,7 @@ from torch import Tensor
 
 import genkern.backends  # noqa: F401  (completes the registry)
 from genkern._ops.op import OPS, Args, Sample
-from genkern.testing import _diffusion, _random, _vae
+from genkern.testing import _diffusion, _gan, _random, _vae
 from genkern.testing._common import Expected, arithmetic, real
 from genkern.testing._random import key_words, philox4x32, standard_normal
 
@@ -44,8 +44,8 @@ __all__ = [
 ]
 
 # A family's module has the exact values and the eager expressions of its operators, by name.
-_EXPECTED = _random.EXPECTED | _vae.EXPECTED | _diffusion.EXPECTED
-_EAGER = _random.EAGER | _vae.EAGER | _diffusion.EAGER
+_EXPECTED = _random.EXPECTED | _vae.EXPECTED | _diffusion.EXPECTED | _gan.EXPECTED
+_EAGER = _random.EAGER | _vae.EAGER | _diffusion.EAGER | _gan.EAGER
 
 
 def samples(op: str, device: torch.device | str, dtype: torch.dtype) -> Iterator[Sample]:
