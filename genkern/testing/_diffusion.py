@@ -648,8 +648,8 @@ def _eager_decoder(d: Tensor, x0: Tensor, lv: Tensor) -> Tensor:
     A difference of the distribution function itself has no digits left some deviations away, and a
     tolerance that is derived from it would let everything pass.
     """
-    inverse, c = torch.exp(-0.5 * lv), d.abs()
-    x = torch.where(d < 0, -x0, x0)
+    # Not abs, whose derivative at 0 is 0: here 0 is a point like any other.
+    inverse, c, x = torch.exp(-0.5 * lv), torch.where(d < 0, -d, d), torch.where(d < 0, -x0, x0)
     a, b = inverse * (c - 1.0 / 255.0), inverse * (c + 1.0 / 255.0)
     log_a, log_b = torch.special.log_ndtr(-a), torch.special.log_ndtr(-b)
     log_p = log_a + torch.log1p(-torch.exp(log_b - log_a))
