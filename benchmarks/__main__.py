@@ -29,7 +29,7 @@ _QUICK_ELEMENTS = 1 << 20
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Times genkern against eager PyTorch, torch.compile and the memory roof.",
+        description="Times genkern against eager PyTorch, torch.compile, diffusers and memory.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="leave out eager, compile, native, triton or reference (repeatable)",
+        help="leave out eager, compile, diffusers, native, triton or reference (repeatable)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the records")
     parser.add_argument("--compare", metavar="FILE", help="compare with an earlier --json FILE")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import genkern
 from benchmarks.cases import Case
 from benchmarks.problems import Outputs
-from genkern._ops.op import OPS
+from genkern._ops.elements import arithmetic
+from genkern._ops.op import Op
 
 _SEED = 20240607
 
@@ -22,10 +24,11 @@ Function = Callable[..., Outputs]
 
 @dataclass(frozen=True)
 class Arguments:
-    """A case's inputs on a device."""
+    """A case's inputs on a device, and what its plain lines look up."""
 
     case: Case
     tensors: tuple[Tensor, ...]
+    tables: tuple[Tensor, ...]
     noise: Tensor | None
 
     @property
@@ -41,15 +44,19 @@ def arguments(case: Case, device: torch.device, dtype: torch.dtype | None = None
     made = case.problem.inputs(case.shape, generator)
     if case.noise == "given":
         made = (*made, torch.randn(*case.shape, generator=generator, dtype=torch.float64))
+    dtype = dtype or case.dtype
     # Through the case's dtype, so that a wider one holds the same numbers.
-    cast = [x.to(device, case.dtype).to(dtype or case.dtype) for x in made]
+    cast = [
+        x.to(device, case.dtype).to(dtype) if x.is_floating_point() else x.to(device) for x in made
+    ]
     if case.memory_format != torch.contiguous_format:
         cast = [x.contiguous(**layout) for x in cast]
     noise = cast.pop() if case.noise == "given" else None
+    tables = tuple(x.to(device, arithmetic(dtype)) for x in case.problem.tables)
     if case.backward:
         for i in case.problem.wrt:
             cast[i].requires_grad_()
-    return Arguments(case, tuple(cast), noise)
+    return Arguments(case, tuple(cast), tables, noise)
 
 
 def upstream(outputs: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -68,8 +75,14 @@ def evaluate(function: Function, given: Arguments, *rest: Any) -> Outputs:
     outputs = function(*given.tensors, *rest)
     if not given.case.backward:
         return outputs
-    gradients = torch.autograd.grad(outputs, given.wrt, upstream(outputs, given.case.dtype))
+    live = _live(outputs)
+    gradients = torch.autograd.grad(live, given.wrt, upstream(live, given.case.dtype))
     return (*(out.detach() for out in outputs), *gradients)
+
+
+def _live(outputs: Outputs) -> Outputs:
+    """The outputs that lead back to an input whose gradient is asked for."""
+    return tuple(out for out in outputs if out.requires_grad)
 
 
 def step(function: Function, given: Arguments, *rest: Any) -> Callable[[], Any]:
@@ -77,16 +90,30 @@ def step(function: Function, given: Arguments, *rest: Any) -> Callable[[], Any]:
     tensors, wrt = given.tensors, given.wrt
     if not given.case.backward:
         return lambda: function(*tensors, *rest)
-    outputs = [out.detach() for out in function(*tensors, *rest)]
-    gradients = upstream(outputs, given.case.dtype)
-    return lambda: torch.autograd.grad(function(*tensors, *rest), wrt, gradients)
+    live = [out.detach() for out in _live(function(*tensors, *rest))]
+    gradients = upstream(live, given.case.dtype)
+    return lambda: torch.autograd.grad(_live(function(*tensors, *rest)), wrt, gradients)
 
 
-def compiled(case: Case) -> Function:
-    """The plain PyTorch lines under torch.compile."""
+def eager_step(given: Arguments) -> Callable[[], Any]:
+    """The plain PyTorch lines."""
+    return step(given.case.problem.eager, given, *given.tables, given.noise)
+
+
+def compiled_step(given: Arguments) -> Callable[[], Any]:
+    """The plain PyTorch lines under torch.compile, compiled."""
     # Cases share the functions' code, and only so many variants of one are kept.
     torch.compiler.reset()
-    return torch.compile(case.problem.eager, fullgraph=True, dynamic=False)
+    function = torch.compile(given.case.problem.eager, fullgraph=True, dynamic=False)
+    run = step(function, given, *given.tables, given.noise)
+    run()
+    return run
+
+
+def diffusers_step(given: Arguments) -> Callable[[], Any]:
+    """The step of diffusers' scheduler, which draws its noise."""
+    assert given.case.problem.diffusers is not None
+    return step(given.case.problem.diffusers(given.case.dtype), given)
 
 
 def genkern_step(given: Arguments) -> Callable[[], Any]:
@@ -97,46 +124,53 @@ def genkern_step(given: Arguments) -> Callable[[], Any]:
 def noise_step(case: Case, device: torch.device) -> Callable[[], Any]:
     """Drawing the case's noise and nothing else; fused operators draw it in float32."""
     key = genkern.random.new_key(device=device)
-    dtype = torch.float64 if case.dtype == torch.float64 else torch.float32
+    dtype = arithmetic(case.dtype)
     return lambda: genkern.random.normal(key, *case.shape, dtype=dtype)
 
 
 def kept_bytes(function: Function, given: Arguments, *rest: Any) -> int:
-    """Bytes that a call keeps for its backward pass, beyond its inputs and outputs."""
+    """Bytes that a call keeps for its backward pass, beyond its inputs and outputs.
+
+    What every call shares, a schedule's table, is not counted.
+    """
+    shared: dict[int, int] = {}
+    with _saved_in(shared):
+        earlier = function(*given.tensors, *rest)
     kept: dict[int, int] = {}
+    # The first call's graph lives on, and its storages with it.
+    with _saved_in(kept):
+        outputs = function(*given.tensors, *rest)
+    del earlier
+    known = (*given.tensors, *outputs, *(t for t in rest if isinstance(t, Tensor)))
+    left_out = shared.keys() | {tensor.untyped_storage().data_ptr() for tensor in known}
+    return sum(nbytes for storage, nbytes in kept.items() if storage not in left_out)
+
+
+def _saved_in(storages: dict[int, int]) -> contextlib.AbstractContextManager[Any]:
+    """Notes the bytes of the storages that are saved for backward."""
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = function(*given.tensors, *rest)
-    for tensor in (*given.tensors, *outputs, *(t for t in rest if isinstance(t, Tensor))):
-        kept.pop(tensor.untyped_storage().data_ptr(), None)
-    return sum(kept.values())
-
-
-class _Traffic(TorchDispatchMode):
-    """Adds up what the operators' specs say about each genkern call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nbytes = 0
-        self.draws = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func.namespace == "genkern":
-            self.nbytes += OPS[func._opname].bytes_moved(*args)
-            names = [argument.name for argument in func._schema.arguments]
-            self.draws += "key" in names and args[names.index("key")] is not None
-        return func(*args, **(kwargs or {}))
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
 
 
 def traffic(run: Callable[[], Any]) -> tuple[int, int]:
     """Bytes that a genkern call must read and write, and how often it draws its noise."""
-    with _Traffic() as mode:
+    nbytes, draws, route = 0, 0, Op._route
+
+    def counting(op: Op, *args: Any) -> Any:
+        nonlocal nbytes, draws
+        nbytes += op.bytes_moved(*args)
+        names = [argument.name for argument in op.overload._schema.arguments]
+        draws += "key" in names and args[names.index("key")] is not None
+        # The operators that an operator calls itself are not the call's.
+        with mock.patch.object(Op, "_route", route):
+            return route(op, *args)
+
+    # Not a dispatch mode: under one, eager calls go another way.
+    with mock.patch.object(Op, "_route", counting):
         run()
-    return mode.nbytes, mode.draws
+    return nbytes, draws

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks import problems
-from benchmarks.problems import Problem
+from benchmarks.problems import Problem, diffusion, gan, vae
 
 Shape = tuple[int, ...]
 
@@ -22,13 +21,25 @@ M16: Shape = (4096, 4096)
 IMAGE: Shape = (16, 4, 256, 256)
 PIXELS: Shape = (64, 1, 256, 256)
 
+# Of diffusion models: CIFAR-10 images, the latents of 512-pixel images, ImageNet at 64 and at 256.
+CIFAR: Shape = (16, 3, 32, 32)
+LATENTS64: Shape = (16, 4, 64, 64)
+IMAGES64: Shape = (64, 3, 64, 64)
+IMAGES256: Shape = (16, 3, 256, 256)
+LATENTS512: Shape = (16, 4, 512, 512)
+
+# Of discriminators: one logit a sample, and one a patch.
+LOGITS: Shape = (64, 1)
+PATCHES: Shape = (16, 1, 30, 30)
+
 
 @dataclass(frozen=True)
 class Target:
     """A ratio to reach: the time of `against`, divided by genkern's.
 
-    `against` is a contender ("eager", "compile", "1 thread"), "roof" (the time in which memory
-    could serve the call) or "limit" (the longer of that and of drawing the noise alone).
+    `against` is a contender ("eager", "compile", "diffusers", "1 thread"), "roof" (the time in
+    which memory could serve the call) or "limit" (the longer of that and of drawing the noise
+    alone).
     """
 
     against: str
@@ -107,7 +118,7 @@ def _noise_drawing() -> list[Case]:
                 if shape == M16:
                     sample = (*sample, Target("limit", 0.7, 0.85))
                     forward = (Target("limit", 0.55, 0.75),)
-            rsample, rsample_kl = problems.RSAMPLE, problems.RSAMPLE_KL
+            rsample, rsample_kl = vae.RSAMPLE, vae.RSAMPLE_KL
             cases.append(Case(rsample, shape, dtype, "drawn", targets=sample))
             cases.append(Case(rsample_kl, shape, dtype, "drawn", backward=True, targets=both))
             if shape == M16:
@@ -118,7 +129,7 @@ def _noise_drawing() -> list[Case]:
 def _small() -> list[Case]:
     def case(shape: Shape, floor: float, goal: float) -> Case:
         return Case(
-            problems.RSAMPLE_KL,
+            vae.RSAMPLE_KL,
             shape,
             noise="drawn",
             backward=True,
@@ -134,18 +145,18 @@ def _noise_given() -> list[Case]:
     cases = []
     for shape in (M1, M4, M16):
         at_roof = (roof,) if shape == M16 else ()
-        cases.append(Case(problems.RSAMPLE, shape, noise="given", targets=(compiled,)))
+        cases.append(Case(vae.RSAMPLE, shape, noise="given", targets=(compiled,)))
         cases.append(
             Case(
-                problems.RSAMPLE_KL,
+                vae.RSAMPLE_KL,
                 shape,
                 noise="given",
                 backward=True,
                 targets=(compiled, *at_roof),
             )
         )
-    cases.append(Case(problems.RSAMPLE_KL, M16, noise="given", targets=(compiled, roof)))
-    cases.append(Case(problems.RSAMPLE_KL, M16, torch.bfloat16, "given", backward=True))
+    cases.append(Case(vae.RSAMPLE_KL, M16, noise="given", targets=(compiled, roof)))
+    cases.append(Case(vae.RSAMPLE_KL, M16, torch.bfloat16, "given", backward=True))
     return cases
 
 
@@ -154,19 +165,19 @@ def _normal() -> list[Case]:
     for shape in (M1, M16):
         one = (Target("eager", 3.5, 5.0),)
         many = (Target("eager", 5.0, 9.0), *((_THREADS,) if shape == M1 else ()))
-        cases.append(Case(problems.NORMAL, shape, noise="drawn", threads=1, targets=one))
-        cases.append(Case(problems.NORMAL, shape, noise="drawn", targets=many))
-    cases.append(Case(problems.NORMAL, M1, torch.float64, "drawn"))
-    cases.append(Case(problems.NORMAL, M1, torch.bfloat16, "drawn"))
+        cases.append(Case(vae.NORMAL, shape, noise="drawn", threads=1, targets=one))
+        cases.append(Case(vae.NORMAL, shape, noise="drawn", targets=many))
+    cases.append(Case(vae.NORMAL, M1, torch.float64, "drawn"))
+    cases.append(Case(vae.NORMAL, M1, torch.bfloat16, "drawn"))
     return cases
 
 
 def _losses() -> list[Case]:
     losses = (
-        (problems.KL, M4),
-        (problems.BERNOULLI_NLL, PIXELS),
-        (problems.GAUSSIAN_NLL, PIXELS),
-        (problems.ELBO_LOSS, PIXELS),
+        (vae.KL, M4),
+        (vae.BERNOULLI_NLL, PIXELS),
+        (vae.GAUSSIAN_NLL, PIXELS),
+        (vae.ELBO_LOSS, PIXELS),
     )
     return [
         Case(problem, shape, dtype, backward=True) for problem, shape in losses for dtype in _BOTH
@@ -176,11 +187,11 @@ def _losses() -> list[Case]:
 def _layouts() -> list[Case]:
     channels_last = torch.channels_last
     return [
-        Case(problems.DIAGONAL_GAUSSIAN, IMAGE, noise="drawn", backward=True),
-        Case(problems.DIAGONAL_GAUSSIAN, IMAGE, torch.bfloat16, "drawn", backward=True),
+        Case(vae.DIAGONAL_GAUSSIAN, IMAGE, noise="drawn", backward=True),
+        Case(vae.DIAGONAL_GAUSSIAN, IMAGE, torch.bfloat16, "drawn", backward=True),
         *(
             Case(
-                problems.RSAMPLE_KL,
+                vae.RSAMPLE_KL,
                 IMAGE,
                 noise=noise,
                 backward=True,
@@ -193,12 +204,89 @@ def _layouts() -> list[Case]:
 
 def _overhead() -> list[Case]:
     """64 elements: what a call costs before it computes anything."""
-    rsample, rsample_kl = problems.RSAMPLE, problems.RSAMPLE_KL
+    rsample, rsample_kl = vae.RSAMPLE, vae.RSAMPLE_KL
     return [
         Case(rsample, SMALL, noise="given"),
         Case(rsample, SMALL, noise="drawn"),
         Case(rsample_kl, SMALL, noise="given", backward=True),
         Case(rsample_kl, SMALL, noise="drawn", backward=True),
+    ]
+
+
+def _diffusion() -> list[Case]:
+    """Noising, a training step's loss and a sampler's step, with noise drawn and given."""
+    q_sample, loss, step = diffusion.Q_SAMPLE, diffusion.Q_SAMPLE_NOISE_LOSS, diffusion.DDPM_STEP
+    compiled = (Target("compile", 20.0, 50.0),)
+    large_step = (Target("eager", 5.5, 10.0), Target("diffusers", 7.0, 12.0), *compiled)
+    limit = Target("limit", 0.8, 0.95)
+    # By shape: q_sample, q_sample and noise_loss, ddpm_step.
+    drawn: dict[Shape, tuple[tuple[Target, ...], ...]] = {
+        CIFAR: (
+            (),
+            (Target("eager", 1.5, 3.0),),
+            (Target("eager", 3.0, 5.0), Target("diffusers", 5.0, 10.0)),
+        ),
+        LATENTS64: ((), (), ()),
+        IMAGES64: ((_THREADS,), (Target("eager", 2.0, 4.0), _THREADS), (_THREADS,)),
+        IMAGES256: (
+            (Target("eager", 6.0, 10.0), *compiled),
+            (Target("eager", 2.5, 5.0), *compiled),
+            large_step,
+        ),
+        LATENTS512: (
+            (Target("eager", 6.0, 10.0), *compiled, limit),
+            compiled,
+            (*large_step, limit),
+        ),
+    }
+    given = Target("compile", 1.0, 1.2)
+    roof = Target("roof", 0.85, 0.95)
+    large: dict[Shape, tuple[tuple[Target, ...], ...]] = {
+        IMAGES256: ((given,), (given,), (given,)),
+        LATENTS512: ((given, roof), (given,), (given, roof)),
+    }
+    return [
+        Case(
+            problem,
+            shape,
+            dtype,
+            noise,
+            backward=problem is loss,
+            targets=targets if dtype == torch.float32 else (),
+        )
+        for noise, table in (("drawn", drawn), ("given", large))
+        for shape, row in table.items()
+        for dtype in _BOTH
+        for problem, targets in zip((q_sample, loss, step), row, strict=True)
+    ]
+
+
+def _diffusion_variants() -> list[Case]:
+    losses = (diffusion.Q_SAMPLE_VLB_TERMS, diffusion.Q_SAMPLE_HYBRID_LOSS)
+    steps = (diffusion.DDPM_STEP_LEARNED, diffusion.DDPM_STEP_GUIDED)
+    ddim = diffusion.DDIM_STEP
+    return [
+        *(Case(p, IMAGES64, dtype, "drawn", backward=True) for p in losses for dtype in _BOTH),
+        *(Case(p, IMAGES64, dtype, "drawn") for p in steps for dtype in _BOTH),
+        *(Case(ddim, shape, dtype) for shape in (CIFAR, IMAGES64, IMAGES256) for dtype in _BOTH),
+    ]
+
+
+def _gan() -> list[Case]:
+    loss, twice = (Target("eager", 1.0, 1.5),), (Target("eager", 2.0, 4.0),)
+    penalties = (gan.GRADIENT_PENALTY, gan.R1_PENALTY)
+    return [
+        *(
+            Case(problem, shape, backward=True, targets=loss)
+            for shape in (LOGITS, PATCHES)
+            for problem in gan.LOSSES
+        ),
+        *(
+            Case(problem, shape, dtype, backward=True, targets=targets)
+            for shape in (IMAGES64, IMAGES256)
+            for problem in penalties
+            for dtype, targets in ((torch.float32, twice), (torch.bfloat16, ()))
+        ),
     ]
 
 
@@ -210,4 +298,7 @@ CASES: tuple[Case, ...] = (
     *_losses(),
     *_layouts(),
     *_overhead(),
+    *_diffusion(),
+    *_diffusion_variants(),
+    *_gan(),
 )

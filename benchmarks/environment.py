@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -28,6 +29,13 @@ def _first_line(path: str, start: str = "") -> str | None:
     return next((line for line in lines if line.startswith(start)), None)
 
 
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def _cpu() -> str:
     line = _first_line("/proc/cpuinfo", "model name")
     return line.split(":", 1)[1].strip() if line else platform.processor() or platform.machine()
@@ -42,6 +50,7 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "genkern": genkern.__version__,
         "torch": torch.__version__,
+        "diffusers": _version("diffusers"),
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": f"{_cpu()}, {os.cpu_count()} cores",

@@ -7,6 +7,7 @@ is then given that noise in plain PyTorch, evaluated in float64 with its autogra
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from torch import Tensor
 import genkern
 from benchmarks.calls import arguments, evaluate
 from benchmarks.cases import Case
+from genkern._ops.elements import arithmetic
 
+# Of float64: 1 - alphas_cumprod / previous loses up to the factor 1 / beta, and beta is above 1e-4.
+_SCHEDULER_ERROR = 1e4 * torch.finfo(torch.float64).eps
 _KEY = (0x0123456789ABCDEF, 2**32 - 3)  # the counter carries out of its low word at once
 _CHUNK = 1 << 18
 _WORD = np.uint64(0xFFFFFFFF)
@@ -111,13 +115,13 @@ def check(case: Case, device: torch.device) -> float:
     float64) plus one epsilon of its own dtype at its scale, for the rounding at the end: 1 or
     less passes.
     """
-    arithmetic = torch.float64 if case.dtype == torch.float64 else torch.float32
+    precision = arithmetic(case.dtype)
     given = arguments(case, device)
     key, noise, worst = None, given.noise, 0.0
     if case.noise == "drawn":
         words = torch.tensor(_KEY, dtype=torch.int64, device=device)
         key = words.view(torch.uint64)
-        drawn = case.dtype if case.problem.name == "normal" else arithmetic
+        drawn = case.dtype if case.problem.name == "normal" else precision
         noise = genkern.random.normal(key, *case.shape, dtype=drawn)
         worst = _noise_error(noise)
         if case.problem.name == "normal":
@@ -127,11 +131,27 @@ def check(case: Case, device: torch.device) -> float:
 
     def plain(dtype: torch.dtype) -> tuple[Tensor, ...]:
         wide = arguments(case, device, dtype)
-        return evaluate(case.problem.eager, wide, None if noise is None else noise.to(dtype))
+        explicit = None if noise is None else noise.to(dtype)
+        return evaluate(case.problem.eager, wide, *wide.tables, explicit)
 
     exact = plain(torch.float64)
-    for result, truth, ours in zip(found, exact, plain(arithmetic), strict=True):
+    for result, truth, ours in zip(found, exact, plain(precision), strict=True):
         scale = truth.abs().max().item()
         allowed = 2.0 * _error(ours, truth) + torch.finfo(result.dtype).eps * scale
         worst = max(worst, _error(result, truth) / allowed)
     return worst
+
+
+def check_diffusers(case: Case, device: torch.device) -> float:
+    """The same of diffusers, in float64 with float64 tables: there a wrong argument shows."""
+    assert case.problem.diffusers is not None
+    wide = arguments(case, device, torch.float64)
+    noise = wide.noise
+    if case.noise == "drawn":
+        noise = torch.randn(case.shape, dtype=torch.float64, device=device)
+    step = case.problem.diffusers(torch.float64)
+    # DDPMScheduler.step takes no noise.
+    with mock.patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", return_value=noise):
+        (found,) = step(*wide.tensors)
+    (exact,) = evaluate(case.problem.eager, wide, *wide.tables, noise)
+    return _error(found, exact) / (_SCHEDULER_ERROR * exact.abs().max().item())

@@ -1,4 +1,4 @@
-"""A picture of a run: speed over eager PyTorch and torch.compile, with floors and goals."""
+"""A picture of a run: speed over eager PyTorch and others, with floors and goals."""
 
 from __future__ import annotations
 
@@ -12,21 +12,28 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-_COLOURS = {"eager": "#0072b2", "compile": "#e69f00", "roof": "#009e73", "limit": "#cc79a7"}
-_HEIGHT = 0.36
+_COLOURS = {
+    "eager": "#0072b2",
+    "compile": "#e69f00",
+    "diffusers": "#d55e00",
+    "roof": "#009e73",
+    "limit": "#cc79a7",
+}
+_ROW = 0.72
 
 
 def _bars(
     axes: Any, records: Sequence[dict[str, Any]], against: Sequence[str], start: float
 ) -> None:
+    height = _ROW / len(against)
     for row, record in enumerate(records):
         targets = {t["against"]: t for t in record["targets"]}
         for i, name in enumerate(against):
-            y = row + (i - (len(against) - 1) / 2) * _HEIGHT
+            y = row + (i - (len(against) - 1) / 2) * height
             ratio = record["ratios"].get(name)
             if ratio is None:
                 continue
-            axes.barh(y, ratio - start, _HEIGHT, left=start, color=_COLOURS[name])
+            axes.barh(y, ratio - start, height, left=start, color=_COLOURS[name])
             side = 1 if ratio >= start else -1
             axes.annotate(
                 f"{ratio:.2g}",
@@ -38,7 +45,7 @@ def _bars(
                 fontsize=7,
             )
             if name in targets:
-                ends = (y - _HEIGHT / 2, y + _HEIGHT / 2)
+                ends = (y - height / 2, y + height / 2)
                 axes.vlines(targets[name]["floor"], *ends, color="black", lw=1.6)
                 axes.vlines(targets[name]["goal"], *ends, color="black", lw=1.2, ls=":")
 
@@ -55,7 +62,7 @@ def save(records: Sequence[dict[str, Any]], facts: dict[str, Any], path: str) ->
         layout="constrained",
     )
     # From 1: a bar's side says who is faster.
-    _bars(left, shown, ("eager", "compile"), start=1.0)
+    _bars(left, shown, ("eager", "compile", "diffusers"), start=1.0)
     _bars(right, shown, ("roof", "limit"), start=0.0)
     left.set_xscale("log")
     left.xaxis.set_major_formatter("{x:g}")
@@ -70,10 +77,10 @@ def save(records: Sequence[dict[str, Any]], facts: dict[str, Any], path: str) ->
     handles: list[Any] = [Patch(color=c) for c in _COLOURS.values()]
     handles += [Line2D([], [], color="black"), Line2D([], [], color="black", ls=":")]
     names = [
-        "over eager PyTorch", "over torch.compile", "of memory", "of memory or noise alone",
-        "floor", "goal",
+        "over eager PyTorch", "over torch.compile", "over diffusers", "of memory",
+        "of memory or noise alone", "floor", "goal",
     ]  # fmt: skip
-    figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=7, frameon=False)
     figure.suptitle(
         f"genkern {facts['genkern']}, torch {facts['torch']}, {facts['cpu']},"
         f" {facts['instruction set']}, {facts['threads']} threads",

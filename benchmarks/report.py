@@ -86,8 +86,10 @@ def speed(records: Sequence[Record]) -> Table:
     """One row a case."""
     ran = ("native", "triton", "reference")
     backends = [b for b in ran if any(b in r["times"] for r in records)]
+    named = any("diffusers" in {*r["times"], *r["unavailable"]} for r in records)
+    others = ["eager", "compile", *(["diffusers"] if named else [])]
     headings = [
-        "case", "eager", "compile", *backends, "median, worst", "eager /", "compile /",
+        "case", *others, *backends, "median, worst", *(f"{name} /" for name in others),
         "GB/s", "of roof", "kept: genkern, eager", "floor/goal",
     ]  # fmt: skip
     rows = []
@@ -105,12 +107,9 @@ def speed(records: Sequence[Record]) -> Table:
         rows.append(
             [
                 record["case"],
-                _time(record, "eager"),
-                _time(record, "compile"),
-                *(_time(record, b) for b in backends),
+                *(_time(record, name) for name in (*others, *backends)),
                 f"+{own['median'] / own['best'] - 1:.0%}, +{own['worst'] / own['best'] - 1:.0%}",
-                _ratio(record, "eager"),
-                _ratio(record, "compile"),
+                *(_ratio(record, name) for name in others),
                 f"{record['gbps']:.1f}",
                 "-" if roof is None else f"{roof:.0%}",
                 f"{nbytes(kept['genkern'])}, {nbytes(kept['eager'])}" if kept else "-",
@@ -146,9 +145,9 @@ def _geometric_mean(values: Iterable[float]) -> float:
 
 
 def summary(records: Sequence[Record]) -> list[str]:
-    """Geometric mean, best and worst case against eager PyTorch and torch.compile."""
+    """Geometric mean, best and worst case against each other contender; what went wrong."""
     lines = []
-    for against in ("eager", "compile"):
+    for against in ("eager", "compile", "diffusers"):
         known = [r for r in records if r["times"] and against in r["ratios"]]
         if not known:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -46,8 +47,15 @@ def _summary(error: Exception) -> str:
 
 
 def _gates(case: Case, options: Options, record: Record) -> list[str]:
-    """Checks every backend; returns those that passed."""
+    """Checks every backend, and diffusers; returns the backends that passed."""
     passed: list[str] = []
+
+    def judge(name: str, error: float) -> bool:
+        record["gate"][name] = error
+        if error > 1.0:
+            record["failed"][name] = f"error {error:.3g} times what is allowed"
+        return error <= 1.0
+
     for name in candidates(case, options):
         if name == "reference" and passed and case.elements > _REFERENCE_ELEMENTS:
             continue
@@ -59,12 +67,20 @@ def _gates(case: Case, options: Options, record: Record) -> list[str]:
             reasons = re.findall(rf"^  {name}: (.*)$", str(refusal), re.MULTILINE)
             record["unavailable"][name] = reasons[-1] if reasons else _summary(refusal)
             continue
-        record["gate"][name] = error
-        if error <= 1.0:
+        if judge(name, error):
             passed.append(name)
+    if _meets_diffusers(case, options):
+        if find_spec("diffusers") is None:
+            record["unavailable"]["diffusers"] = "not installed"
         else:
-            record["failed"][name] = f"error {error:.3g} times what is allowed"
+            judge("diffusers", gate.check_diffusers(case, options.device))
     return passed
+
+
+def _meets_diffusers(case: Case, options: Options) -> bool:
+    """Whether diffusers has the case's operation; its DDPM step draws the noise itself."""
+    has = case.problem.diffusers is not None and case.noise != "given"
+    return has and "diffusers" not in options.without
 
 
 def _contenders(
@@ -77,14 +93,14 @@ def _contenders(
     found: dict[str, Contender] = {}
 
     if "eager" not in options.without:
-        found["eager"] = Contender(calls.step(case.problem.eager, given, given.noise), threads)
+        found["eager"] = Contender(calls.eager_step(given), threads)
     if "compile" not in options.without:
         try:
-            compiled = calls.step(calls.compiled(case), given, given.noise)
-            compiled()
-            found["compile"] = Contender(compiled, threads)
+            found["compile"] = Contender(calls.compiled_step(given), threads)
         except Exception as error:  # whatever Inductor raises: there is no compiled code to time
             record["unavailable"]["compile"] = _summary(error)
+    if "diffusers" in record["gate"]:
+        found["diffusers"] = Contender(calls.diffusers_step(given), threads)
     for name in backends:
         # The preferred backend as users call it, without asking for it.
         asked = None if name == backends[0] and name != "reference" else name
@@ -108,7 +124,7 @@ def _kept(given: calls.Arguments) -> dict[str, int]:
     problem = given.case.problem
     return {
         "genkern": calls.kept_bytes(problem.genkern, given, None, given.noise),
-        "eager": calls.kept_bytes(problem.eager, given, given.noise),
+        "eager": calls.kept_bytes(problem.eager, given, *given.tables, given.noise),
     }
 
 

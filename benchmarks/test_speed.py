@@ -17,7 +17,7 @@ from genkern._ops.op import BACKENDS
 # The project's tests turn warnings into errors; here torch.compile's own are none of our business.
 pytestmark = pytest.mark.filterwarnings("default")
 
-_NAMES = ("eager", "compile", *(backend.name for backend in BACKENDS))
+_NAMES = ("eager", "compile", "diffusers", *(backend.name for backend in BACKENDS))
 _THREADS = torch.get_num_threads()
 _ROUNDS = 7
 

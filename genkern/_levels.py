@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
@@ -22,6 +23,8 @@ _S = TypeVar("_S", bound="Schedule")
 _SPACINGS = ("leading", "linspace", "trailing")
 # Rows of single (t, prev_t) pairs that are kept; a run of a sampler needs one a step.
 _KEPT = 4096
+# Up to here a list is faster than a reduction.
+_FEW = 256
 
 
 class Forms(NamedTuple):
@@ -203,6 +206,10 @@ class Schedule:
             prev_t: The step to go to, as the user gave it; t - 1 when None.
             needs_signal: Whether `no_signal` is refused.
         """
+        if not isinstance(t, (int, Tensor)):
+            t = _as_time(t)
+        if prev_t is not None and not isinstance(prev_t, (int, Tensor)):
+            prev_t = _as_time(prev_t)
         dtype, device = arithmetic(dtype), like.device
         tracing = _tracing()
         if type(t) is int:
@@ -216,9 +223,11 @@ class Schedule:
                     return self._table(build, options, dtype, device).rows[t], None
                 return self._pair(build, options, dtype, device, t, prev_t), None
         elif isinstance(t, Tensor) and not t.is_floating_point():
-            _check_form(function, "t", t, like)
-            values = _values(t)
-            self._check_values(function, values, t, needs_signal)
+            if t.dtype != torch.int64:
+                raise TypeError(f"{function}: t must be int64, got {t.dtype}")
+            _check_shape(function, "t", t, like)
+            if not tracing:
+                self._check_steps(function, t, needs_signal)
             if prev_t is None:
                 if not tracing:
                     return self._table(build, options, dtype, device).whole, t
@@ -308,18 +317,22 @@ class Schedule:
         if needs_signal and t == self.no_signal:
             self.refuse_epsilon(function, f"t = {t}")
 
-    def _check_values(
-        self, function: str, values: list[int] | None, t: Tensor, needs_signal: bool
-    ) -> None:
-        if not values:
+    def _check_steps(self, function: str, t: Tensor, needs_signal: bool) -> None:
+        if not _readable(t) or t.numel() == 0:
             return
-        if min(values) < 0 or max(values) >= len(self):
+        if t.numel() <= _FEW:
+            values = t.reshape(-1).tolist()
+            lowest, highest = min(values), max(values)
+        else:
+            lowest, highest = (int(v) for v in torch.aminmax(t))
+        if lowest < 0 or highest >= len(self):
+            values = t.reshape(-1).tolist()
             i = next(i for i, v in enumerate(values) if not 0 <= v < len(self))
-            where = f" at index {i}" if t.dim() else ""
-            got = f"{values[i]}{where}"
+            got = f"{values[i]}{f' at index {i}' if t.dim() else ''}"
             raise IndexError(f"{function}: t must be in [0, {len(self)}), got {got}")
-        if needs_signal and self.no_signal is not None and self.no_signal in values:
-            self.refuse_epsilon(function, f"t = {self.no_signal}")
+        # That step is the last one.
+        if needs_signal and highest == self.no_signal:
+            self.refuse_epsilon(function, f"t = {highest}")
 
     def refuse_epsilon(self, function: str, where: str) -> None:
         others = " or ".join(word for word in self.prediction_types if word != "epsilon")
@@ -349,7 +362,7 @@ class Schedule:
                 self.refuse_epsilon(function, f"t = {v:g}")
 
     def _check_prev(self, function: str, t: Time, prev_t: Time, like: Tensor) -> None:
-        step = not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float))
+        step = not is_level(t)
         if isinstance(prev_t, Tensor):
             same_kind = prev_t.dtype == torch.int64 if step else prev_t.dtype in checks.FLOATING
         else:
@@ -391,27 +404,33 @@ class _Table:
         return self._rows
 
 
+def _as_time(t: Any) -> Any:
+    """Other integers than Python's, such as NumPy's, as Python's."""
+    return operator.index(t) if hasattr(t, "__index__") else t
+
+
+def is_level(t: Time) -> bool:
+    """Whether t is a level and not a step."""
+    return t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)
+
+
 def _tracing() -> bool:
     """Whether tensors made now may be a graph's, or fakes: not to be kept."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def _readable(t: Tensor) -> bool:
+    """Whether reading the values makes nothing wait and breaks no graph."""
+    return (
+        type(t) is Tensor
+        and t.is_cpu
+        and not _tracing()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+    )
+
+
 def _values(t: Tensor) -> list[Any] | None:
-    """The values of a tensor on the CPU; None where reading them would make the host wait."""
-    if (
-        type(t) is not Tensor
-        or not t.is_cpu
-        or _tracing()
-        or torch._C._functorch.is_functorch_wrapped_tensor(t)
-    ):
-        return None
-    return t.reshape(-1).tolist()
-
-
-def _check_form(function: str, name: str, t: Tensor, like: Tensor) -> None:
-    if t.dtype != torch.int64:
-        raise TypeError(f"{function}: {name} must be int64, got {t.dtype}")
-    _check_shape(function, name, t, like)
+    return t.reshape(-1).tolist() if _readable(t) else None
 
 
 def _check_shape(function: str, name: str, t: Tensor, like: Tensor) -> None:

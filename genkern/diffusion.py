@@ -18,7 +18,7 @@ from torch import Tensor
 from genkern import _coefficients
 from genkern._arguments import NO_CLIP, clip_bounds, given_noise, promoted
 from genkern._coefficients import LEARNED, VARIANCE_TYPES
-from genkern._levels import Build, Schedule, Time
+from genkern._levels import Build, Schedule, Time, is_level
 from genkern._ops import checks
 from genkern._ops import diffusion as ops
 from genkern._ops import random as noise_ops
@@ -264,9 +264,9 @@ def _check_weights(function: str, name: str, weights: Tensor, count: int, pred: 
 
 def _at_steps(weighting: Tensor, t: Time, sample_weight: Tensor | None, pred: Tensor) -> Tensor:
     """The weights of the samples, from those of the steps."""
-    if isinstance(t, float) or (isinstance(t, Tensor) and t.is_floating_point()):
+    if is_level(t):
         raise TypeError("noise_loss: t must be a step where weighting is a tensor, got a level")
-    index = t.clamp(0, len(weighting) - 1) if isinstance(t, Tensor) else t
+    index = t.clamp(0, len(weighting) - 1) if isinstance(t, Tensor) else int(t)
     weights = weighting[index]
     if sample_weight is not None:
         return weights * sample_weight
@@ -608,6 +608,8 @@ def _step(
     noisy: bool,
 ) -> Tensor:
     checks.one_of(function, "prediction_type", prediction_type, schedule.prediction_types)
+    if prev_t is None and schedule.highest is not None and is_level(t):
+        raise TypeError(f"{function}: prev_t must be a level, as t is, got None")
     values = None
     if learned is None:
         checks.pair(function, "x_t", x_t, "pred", pred)
@@ -637,7 +639,7 @@ def _step(
     factor = limit = None
     if guidance_rescale > 0.0:
         factor = ops.guidance_factor(pred, uncond, guidance_scale, guidance_rescale)
-    if threshold is not None:
+    if threshold is not None and x_t.numel() > 0:
         limit = ops.dynamic_threshold(
             x_t, pred, uncond, table, index, factor, guidance_scale, *map(float, threshold)
         )
@@ -651,10 +653,10 @@ def _step(
 def _is_clean(t: Time, prev_t: Time | None) -> bool:
     """Whether a step is known to end at clean data for every sample."""
     if prev_t is None:
-        return type(t) is int and t == 0
+        return not isinstance(t, Tensor) and t == 0
     if isinstance(prev_t, Tensor):
         return False
-    return prev_t < 0 if isinstance(prev_t, int) else prev_t == 0.0
+    return prev_t == 0.0 if isinstance(prev_t, float) else prev_t < 0
 
 
 def _guidance(

@@ -15,12 +15,19 @@ import torch
 import genkern
 from benchmarks import __main__, calls, gate, report, roof, run
 from benchmarks.cases import CASES, Case
-from benchmarks.problems import RSAMPLE_KL, Problem
+from benchmarks.problems import Problem, diffusion
+from benchmarks.problems.vae import RSAMPLE_KL
 from benchmarks.run import Options
 from genkern._native import unavailable_reason
 
 CPU = torch.device("cpu")
 OPTIONS = Options(CPU, threads=1, rounds=2, seconds=0.01, without=frozenset({"compile"}))
+# One case a problem that diffusers has, too.
+MET = {
+    case.problem.name: case.shrunk()
+    for case in CASES
+    if case.problem.diffusers is not None and case.noise != "given"
+}
 SMALL = [case for case in CASES if case.elements <= 4096]
 
 
@@ -38,7 +45,7 @@ def test_names_are_unique_and_every_floor_is_below_its_goal() -> None:
     assert len({case.id for case in CASES}) == len(CASES)
     for target in (target for case in CASES for target in case.targets):
         assert 0 < target.floor < target.goal
-        assert target.against in ("eager", "compile", "1 thread", "roof", "limit")
+        assert target.against in ("eager", "compile", "diffusers", "1 thread", "roof", "limit")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -73,6 +80,36 @@ def test_the_gate_sees_a_wrong_result(noise: str, output: int) -> None:
     problem: Problem = dataclasses.replace(RSAMPLE_KL, genkern=wrong)
     assert gate.check(case, CPU) <= 1.0
     assert gate.check(dataclasses.replace(case, problem=problem), CPU) > 1.0
+
+
+@pytest.mark.parametrize("case", MET.values(), ids=MET)
+def test_diffusers_passes_its_gate(case: Case) -> None:
+    pytest.importorskip("diffusers")
+    assert gate.check_diffusers(case, CPU) <= 1.0
+
+
+@pytest.mark.parametrize("option", [{"clip_sample_range": 0.999}, {"beta_end": 0.0201}])
+def test_the_gate_sees_another_scheduler(option: dict[str, float]) -> None:
+    pytest.importorskip("diffusers")
+    problem = dataclasses.replace(
+        diffusion.DDPM_STEP, diffusers=diffusion._diffusers_ddpm_step(**option)
+    )
+    assert gate.check_diffusers(dataclasses.replace(MET["ddpm_step"], problem=problem), CPU) > 1.0
+
+
+def test_diffusers_is_timed_where_it_draws_its_noise() -> None:
+    pytest.importorskip("diffusers")
+    record, contenders = run.prepare(MET["ddpm_step"], OPTIONS)
+    assert record["gate"]["diffusers"] <= 1.0 and "diffusers" in contenders
+    given = dataclasses.replace(MET["ddpm_step"], noise="given")
+    assert "diffusers" not in run.prepare(given, OPTIONS)[1]
+
+
+def test_missing_diffusers_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    record, contenders = run.prepare(MET["ddpm_step"], OPTIONS)
+    assert record["unavailable"]["diffusers"] == "not installed"
+    assert "eager" in contenders and "diffusers" not in contenders
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -123,6 +160,21 @@ def test_kept_bytes_leaves_out_inputs_and_outputs() -> None:
     assert calls.kept_bytes(case.problem.genkern, given, None, None) == 16  # the key
     # exp(logvar / 2), the noise and exp(logvar).
     assert calls.kept_bytes(case.problem.eager, given, None) == 3 * 4 * case.elements
+
+
+@pytest.mark.skipif(unavailable_reason("cpu") is not None, reason="no native library")
+def test_a_training_step_forms_its_gradient_with_the_loss() -> None:
+    case = next(c for c in CASES if c.id == "q_sample_noise_loss-drawn-49k-float32-fwd_bwd")
+    given = calls.arguments(case, CPU)
+    nbytes, draws = calls.traffic(calls.genkern_step(given))
+    stream, tables = 4 * case.elements, 1000 * (4 + 4) * 4
+    # Reads x0 and pred; writes x_t and the gradient.
+    assert 4 * stream <= nbytes <= 4 * stream + tables + 512
+    assert draws == 2
+    # The key and the gradient; the schedule's tables last anyway.
+    assert calls.kept_bytes(case.problem.genkern, given, None, None) == 16 + stream
+    # The noise.
+    assert calls.kept_bytes(case.problem.eager, given, *given.tables, None) == stream
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
@@ -199,6 +251,15 @@ def test_verdicts_and_summary() -> None:
     assert report.summary(records)[0] == (
         "against eager: geometric mean 2.00x over 3 cases, worst 1.00x (a), best 4.00x (c)"
     )
+
+
+def test_diffusers_has_columns_where_it_was_timed() -> None:
+    assert not any("diffusers" in name for name in report.speed([_record("a", 1e-3)]).headings)
+    record = _record("a", 1e-3, diffusers=2.0)
+    record["times"]["diffusers"] = record["times"]["native"]
+    table = report.speed([record])
+    row = dict(zip(table.headings, table.rows[0], strict=True))
+    assert row["diffusers"] == "1 ms" and row["diffusers /"] == "2.00x"
 
 
 def test_compare_calls_a_change_within_the_spread_the_same() -> None:

@@ -1,4 +1,4 @@
-"""The numbers of the chapter's demonstration, the bound on a Gaussian, sampling from a known score."""
+"""The chapter's numbers, the bound on a Gaussian, and sampling from a known score."""
 
 from __future__ import annotations
 

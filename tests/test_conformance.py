@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from support import (
@@ -100,12 +102,41 @@ def _wide_calls():
     yield "fold_in", (key, torch.arange(100003))
 
 
+def _wide_gan_calls():
+    real, fake, grad = (randn(37, 8191, seed=s) for s in range(3))
+    for reduction in range(5):
+        up = grad if reduction == 0 else randn(37) if reduction == 4 else randn()
+        for kind in (0, 5):
+            options = (kind, 0.0, reduction)
+            yield "discriminator_loss", (4.0 * real, 4.0 * fake, *options)
+            yield "discriminator_loss_forming", (4.0 * real, 4.0 * fake, *options)
+            yield "discriminator_loss_backward", (up, 4.0 * real, 4.0 * fake, *options, 0b11)
+            losses = (4.0 * fake, 4.0 * real if kind == 5 else None, kind, reduction)
+            yield "generator_loss", losses
+            yield "generator_loss_forming", losses
+            yield "generator_loss_backward", (up, *losses, 0b11 if kind == 5 else 0b01)
+        # Samples that threads share whole, and one that they share in parts.
+        for rows in (37, 1):
+            g, v = real.reshape(rows, -1), fake.reshape(rows, -1)
+            up = randn(rows) if reduction in (0, 4) else randn()
+            options = (1.0, 1.0, reduction)
+            yield "gradient_penalty", (g, *options)
+            yield "gradient_penalty_backward", (up, g, *options)
+            yield "gradient_penalty_backward_backward", (v, up, g, *options, 0b11)
+    yield "discriminator_loss", (real, fake[:30], 2, 0.0, 1)
+    yield "interpolate", (real, fake, genkern.random.key(3), None)
+    yield "interpolate_backward", (grad, real, fake, None, randn(37), 0b111)
+    yield "optimal_discriminator", (real, fake)
+    yield "optimal_discriminator_backward", (grad, real, fake, 0b11)
+
+
 @each_backend
 @each_op
 def test_same_bits_for_any_number_of_threads(op, backend):
     if backend.name == "triton":
         pytest.skip("triton: the interpreter runs one program after another")
-    for args in (args for name, args in _wide_calls() if name == op.name):
+    calls = itertools.chain(_wide_calls(), _wide_gan_calls())
+    for args in (args for name, args in calls if name == op.name):
         skip_if_refused(backend, op, args)
         results = []
         for count in (1, 2, 3):

@@ -11,6 +11,16 @@ from support import NO_CLAMP, skip_unless_usable
 
 import genkern
 from genkern._ops.op import BACKENDS, OPS
+from genkern.gan import (
+    clip_weights_,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+    interpolate,
+    js_divergence,
+    optimal_discriminator,
+    r1_penalty,
+)
 from genkern.random import fold_in, key, new_key, normal, split, uniform
 from genkern.vae import (
     DiagonalGaussian,
@@ -32,6 +42,7 @@ GENERATOR = torch.Generator()
 FLOATS = "float32, float64, bfloat16 or float16"
 WORDS = "none, mean, sum, batchmean, sample"
 INF = math.inf
+KINDS = "minimax, saturating, non_saturating, hinge, wasserstein, least_squares, relativistic"
 
 # (call, type, text): the whole text.
 ERRORS = [
@@ -284,6 +295,167 @@ ERRORS = [
         ValueError,
         "nll: x and mean must have one shape, got (2, 3) and (2, 1)",
     ),
+    # gan
+    (
+        lambda: discriminator_loss(X, X, kind="wgan"),
+        ValueError,
+        f"discriminator_loss: kind must be one of {KINDS}, got 'wgan'",
+    ),
+    (
+        lambda: generator_loss(X, kind=None),
+        ValueError,
+        f"generator_loss: kind must be one of {KINDS}, got None",
+    ),
+    (
+        lambda: discriminator_loss(INT, X),
+        TypeError,
+        f"discriminator_loss: real_logits must be {FLOATS}, got torch.int64",
+    ),
+    (
+        lambda: discriminator_loss(X, [0.0]),
+        TypeError,
+        "discriminator_loss: fake_logits must be a tensor, got list",
+    ),
+    (
+        lambda: generator_loss(INT),
+        TypeError,
+        f"generator_loss: fake_logits must be {FLOATS}, got torch.int64",
+    ),
+    (
+        lambda: discriminator_loss(X, META),
+        ValueError,
+        "discriminator_loss: real_logits and fake_logits must be on one device, got cpu and meta",
+    ),
+    (
+        lambda: discriminator_loss(X, X[:1], reduction="none"),
+        ValueError,
+        "discriminator_loss: real_logits and fake_logits must have one shape with"
+        " reduction='none', got (2, 3) and (1, 3)",
+    ),
+    (
+        lambda: discriminator_loss(X, X[:, :1], reduction="sample"),
+        ValueError,
+        "discriminator_loss: real_logits and fake_logits must have one shape with"
+        " reduction='sample', got (2, 3) and (2, 1)",
+    ),
+    (
+        lambda: discriminator_loss(X, X[0], kind="relativistic"),
+        ValueError,
+        "discriminator_loss: real_logits and fake_logits must have one shape with"
+        " kind='relativistic', got (2, 3) and (3,)",
+    ),
+    (
+        lambda: discriminator_loss(X, X, kind="hinge", label_smoothing=0.1),
+        ValueError,
+        "discriminator_loss: label_smoothing must be 0 with kind='hinge', got 0.1",
+    ),
+    (
+        lambda: discriminator_loss(X, X, label_smoothing=1.0),
+        ValueError,
+        "discriminator_loss: label_smoothing must be in [0, 1), got 1.0",
+    ),
+    (
+        lambda: discriminator_loss(X, X, label_smoothing=INF - INF),
+        ValueError,
+        "discriminator_loss: label_smoothing must be in [0, 1), got nan",
+    ),
+    (
+        lambda: discriminator_loss(X, X, reduction="avg"),
+        ValueError,
+        f"discriminator_loss: reduction must be one of {WORDS}, got 'avg'",
+    ),
+    (
+        lambda: generator_loss(X, kind="relativistic"),
+        ValueError,
+        "generator_loss: kind='relativistic' needs real_logits, got None",
+    ),
+    (
+        lambda: generator_loss(X, X[:1], kind="relativistic"),
+        ValueError,
+        "generator_loss: fake_logits and real_logits must have one shape, got (2, 3) and (1, 3)",
+    ),
+    (
+        lambda: gradient_penalty(X[0, 0]),
+        ValueError,
+        "gradient_penalty: grads must have a batch dimension, (B, ...), got ()",
+    ),
+    (
+        lambda: r1_penalty(X[0, 0]),
+        ValueError,
+        "r1_penalty: grads must have a batch dimension, (B, ...), got ()",
+    ),
+    (
+        lambda: gradient_penalty((X,)),
+        TypeError,
+        "gradient_penalty: grads must be a tensor, got tuple",
+    ),
+    (lambda: r1_penalty(INT), TypeError, f"r1_penalty: grads must be {FLOATS}, got torch.int64"),
+    (
+        lambda: gradient_penalty(X, center=-1.0),
+        ValueError,
+        "gradient_penalty: center must be at least 0 and finite, got -1.0",
+    ),
+    (
+        lambda: r1_penalty(X, reduction="max"),
+        ValueError,
+        f"r1_penalty: reduction must be one of {WORDS}, got 'max'",
+    ),
+    (
+        lambda: interpolate(X, X[:1]),
+        ValueError,
+        "interpolate: real and fake must have one shape, got (2, 3) and (1, 3)",
+    ),
+    (
+        lambda: interpolate(X[0, 0], X[0, 0]),
+        ValueError,
+        "interpolate: real must have a batch dimension, (B, ...), got ()",
+    ),
+    (
+        lambda: interpolate(X, X, noise=X),
+        ValueError,
+        "interpolate: noise must have shape (2,), got (2, 3)",
+    ),
+    (
+        lambda: interpolate(X, X, key=K, generator=GENERATOR),
+        ValueError,
+        "interpolate: expected at most one of key, noise, generator, got key and generator",
+    ),
+    (
+        lambda: interpolate(X, X, key=split(K, 3)),
+        ValueError,
+        "interpolate: keys, one a sample, must have shape (2, 2), got (3, 2)",
+    ),
+    (
+        lambda: optimal_discriminator(X, X[0]),
+        ValueError,
+        "optimal_discriminator: log_p and log_q must have one shape, got (2, 3) and (3,)",
+    ),
+    (
+        lambda: js_divergence(X, INT),
+        TypeError,
+        f"js_divergence: fake_logits must be {FLOATS}, got torch.int64",
+    ),
+    (
+        lambda: clip_weights_([X], 0.0),
+        ValueError,
+        "clip_weights_: bound must be positive and finite, got 0.0",
+    ),
+    (
+        lambda: clip_weights_([X], INF),
+        ValueError,
+        "clip_weights_: bound must be positive and finite, got inf",
+    ),
+    (
+        lambda: clip_weights_([X.clone(), INT], 1.0),
+        TypeError,
+        f"clip_weights_: params[1] must be {FLOATS}, got torch.int64",
+    ),
+    (
+        lambda: clip_weights_(X[:1].expand(2, 3), 1.0),
+        ValueError,
+        "clip_weights_: params[0] must have memory for each element,"
+        " got shape (2, 3) with strides (0, 1)",
+    ),
 ]
 
 
@@ -326,6 +498,22 @@ BAD_CALLS = {
     "prior of another shape": ("kl", (X, X, X[:1], None, 0.0, 0.0, 0.0, *NO_CLAMP, 2)),
     "x of another shape": ("bernoulli_nll", (X, X[:1], 2)),
     "upstream of another shape": ("bernoulli_nll_backward", (X[:1], X, X, 0, 3)),
+    "an unknown kind": ("discriminator_loss", (X, X, 6, 0.0, 1)),
+    "elements of two shapes": ("discriminator_loss", (X, X[:1], 0, 0.0, 0)),
+    "logits of two dtypes": ("discriminator_loss", (X, X[:1].double(), 0, 0.0, 1)),
+    "relativistic without real": ("generator_loss", (X, None, 5, 1)),
+    "relativistic of two shapes": ("generator_loss_forming", (X, X[:1], 5, 1)),
+    "loss's upstream of another shape": ("generator_loss_backward", (X[0], X, None, 0, 1, 1)),
+    "a penalty of a scalar": ("gradient_penalty", (X[0, 0], 1.0, 1.0, 1)),
+    "penalty's upstream of another shape": ("gradient_penalty_backward", (X[0], X, 1.0, 1.0, 4)),
+    "products of another shape": (
+        "gradient_penalty_backward_backward",
+        (X[:1], X[0, 0], X, 1.0, 1.0, 1, 3),
+    ),
+    "points without weights": ("interpolate", (X, X, None, None)),
+    "weights of another shape": ("interpolate", (X, X, None, X[0])),
+    "points of two shapes": ("interpolate", (X, X[:1], K, None)),
+    "densities of two shapes": ("optimal_discriminator", (X, X[:1])),
     "variance of another shape": ("gaussian_nll", (X, X, X[:1], 1.0, *NO_CLAMP, 2)),
 }
 

@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+
+from examples import gan_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -142,3 +146,68 @@ def test_demo_page_needs_no_other_file(demo):
         "ddpm-samples",
         "ddpm-strip",
     }
+
+
+# ---- the training steps of GANs
+
+
+def test_gan_steps_run():
+    result = subprocess.run(
+        [sys.executable, "-m", "examples.gan_steps", "--steps", "3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    losses = re.findall(r"^(\w.*?)\s+(-?\d\.\d{3})\s+(-?\d\.\d{3})   \d of 8$", result.stdout, re.M)
+    assert [name for name, *_ in losses] == list(gan_steps.RUNS)
+
+
+def _train_discriminator(step, count):
+    """Weights after some steps on the same data."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+    ).double()
+    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    real, fake = torch.randn(16, 2).double(), torch.randn(16, 2).double()
+    for i in range(count):
+        step(network, optimiser, real, fake, i)
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def _plain_update(optimiser, loss):
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+def test_lazy_r1_equals_plain_pytorch():
+    def ours(network, optimiser, real, fake, i):
+        gan_steps.r1_step(network, optimiser, real, fake, i, gamma=3.0, every=2)
+
+    def plain(network, optimiser, real, fake, i):
+        loss = F.softplus(-network(real)).mean() + F.softplus(network(fake)).mean()
+        if i % 2 == 0:
+            x = real.requires_grad_()
+            (g,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+            loss = loss + 2 * 3.0 / 2 * g.square().sum(1).mean()
+        _plain_update(optimiser, loss)
+
+    got, want = _train_discriminator(ours, 5), _train_discriminator(plain, 5)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
+def test_the_clipping_step_equals_plain_pytorch():
+    def ours(network, optimiser, real, fake, i):
+        gan_steps.clipping_step(network, optimiser, real, fake, bound=0.2)
+
+    def plain(network, optimiser, real, fake, i):
+        _plain_update(optimiser, network(fake).mean() - network(real).mean())
+        for p in network.parameters():
+            p.data.clamp_(-0.2, 0.2)
+
+    got, want = _train_discriminator(ours, 5), _train_discriminator(plain, 5)
+    assert got.abs().max() == 0.2
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)

@@ -146,7 +146,7 @@ def test_float64_normals_are_near_the_formula(chosen):
 
 def _key_with_first_word(target: int, tries: int = 4_000_000) -> tuple[int, int]:
     """(seed, block) whose 64-bit word X has the high half nearest to `target`."""
-    w = testing._words(np.array([7, 0], dtype=np.uint64), 2 * tries, 2)
+    w = testing._random.stream_words(np.array([7, 0], dtype=np.uint64), 2 * tries, 2)
     distance = np.abs(w[:, 0].astype(np.int64) - target)
     return 7, int(distance.argmin())
 

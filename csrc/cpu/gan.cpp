@@ -36,23 +36,37 @@ bool same_shape(const Tensor& a, const Tensor& b) {
   return same;
 }
 
-// A value an element, or reduced to `out`.
-Tensor logits_value(Arguments& arguments, const Tensor& like, Logits& call) {
+// The gradients that a loss forms with its value, of its first and its second argument.
+struct Formed {
+  std::optional<Tensor> x, y;
+};
+
+// A value an element, or reduced; with `formed`, the gradients of the call's tensors as well.
+Tensor logits_value(Arguments& arguments, const Tensor& like, Logits& call, Formed* formed,
+                    const Tensor& x, const Optional& y = {}) {
+  call.x = arguments.view(x);
+  call.y = arguments.view(y);
   const bool whole = call.reduction == Reduction::kNone;
   const Tensor out = whole ? new_like(like) : reduced(like, call.reduction);
   call.value = whole ? arguments.view(out) : View{out.data_ptr()};
+  if (formed) {
+    formed->x = new_like(x);
+    call.grad_x = arguments.view(formed->x);
+    if (y) formed->y = new_like(*y);
+    call.grad_y = arguments.view(formed->y);
+  }
   const auto scratch = partials(call);
   if (out.numel()) GENKERN_KERNELS(gan).logits(call);
   return out;
 }
 
-// The reduced value of one term.
-Tensor term_value(const char* function, const Tensor& x, const LogitTerm& term, int64_t reduction) {
+// The value of one term.
+Tensor term_value(const char* function, const Tensor& x, const LogitTerm& term, int64_t reduction,
+                  Formed* formed = nullptr) {
   Arguments arguments(function, x);
   auto call = call_of<Logits>(arguments, reduction);
-  call.x = arguments.view(x);
   call.x_term = term;
-  return logits_value(arguments, x, call);
+  return logits_value(arguments, x, call, formed, x);
 }
 
 // The gradient of one term.
@@ -71,14 +85,12 @@ Tensor term_gradient(const char* function, const Tensor& grad, const Tensor& x,
 
 // A term of x - y.
 Tensor difference_value(const char* function, const Tensor& x, const Tensor& y,
-                        const LogitTerm& term, int64_t reduction) {
+                        const LogitTerm& term, int64_t reduction, Formed* formed = nullptr) {
   Arguments arguments(function, x);
   auto call = call_of<Logits>(arguments, reduction);
-  call.x = arguments.view(x);
-  call.y = arguments.view(y);
   call.x_term = term;
   call.difference = true;
-  return logits_value(arguments, x, call);
+  return logits_value(arguments, x, call, formed, x, y);
 }
 
 std::tuple<Tensor, Tensor> difference_gradients(const char* function, const Tensor& grad,
@@ -96,6 +108,51 @@ std::tuple<Tensor, Tensor> difference_gradients(const char* function, const Tens
   const Tensor grad_y = gradient(arguments, y, output_mask, 1, call.grad_y);
   if (x.numel()) GENKERN_KERNELS(gan).logits_backward(call);
   return {grad_x, grad_y};
+}
+
+void add_scalar(const Tensor& x, const Tensor& out) {
+  if (out.scalar_type() == ScalarType::Double) {
+    *static_cast<double*>(out.data_ptr()) += *static_cast<const double*>(x.data_ptr());
+  } else {
+    *static_cast<float*>(out.data_ptr()) += *static_cast<const float*>(x.data_ptr());
+  }
+}
+
+Tensor discriminator(const char* function, const Tensor& real_logits, const Tensor& fake_logits,
+                     int64_t kind, double label_smoothing, int64_t reduction, Formed* formed) {
+  const GanKind which = kind_of(function, kind);
+  const LogitTerm real = discriminator_real(which, label_smoothing);
+  const LogitTerm fake = discriminator_fake(which);
+  if (which == GanKind::kRelativistic) {
+    return difference_value(function, real_logits, fake_logits, real, reduction, formed);
+  }
+  const Reduction how = static_cast<Reduction>(reduction);
+  const bool elements = how == Reduction::kNone || how == Reduction::kSample;
+  if (elements || same_shape(real_logits, fake_logits)) {
+    Arguments arguments(function, real_logits);
+    auto call = call_of<Logits>(arguments, reduction);
+    call.x_term = real;
+    call.y_term = fake;
+    return logits_value(arguments, real_logits, call, formed, real_logits, fake_logits);
+  }
+  STD_TORCH_CHECK(real_logits.scalar_type() == fake_logits.scalar_type(), function,
+                  ": expected tensors of one dtype");
+  Formed other;
+  const Tensor out = term_value(function, real_logits, real, reduction, formed);
+  add_scalar(term_value(function, fake_logits, fake, reduction, formed ? &other : nullptr), out);
+  if (formed) formed->y = other.x;
+  return out;
+}
+
+Tensor generator(const char* function, const Tensor& fake_logits, const Optional& real_logits,
+                 int64_t kind, int64_t reduction, Formed* formed) {
+  const GanKind which = kind_of(function, kind);
+  const LogitTerm term = generator_term(which);
+  if (which != GanKind::kRelativistic) {
+    return term_value(function, fake_logits, term, reduction, formed);
+  }
+  STD_TORCH_CHECK(real_logits, function, ": the relativistic loss needs real_logits");
+  return difference_value(function, fake_logits, *real_logits, term, reduction, formed);
 }
 
 constexpr LogitTerm kOptimal = {LogitForm::kProbability, 1.0, 1.0, 0.0};
@@ -166,34 +223,18 @@ Interpolation interpolation_call(const Arguments& arguments, const Tensor& weigh
 
 Tensor discriminator_loss(const Tensor& real_logits, const Tensor& fake_logits, int64_t kind,
                           double label_smoothing, int64_t reduction) {
-  const char* const function = "discriminator_loss";
-  const GanKind which = kind_of(function, kind);
-  const LogitTerm real = discriminator_real(which, label_smoothing);
-  const LogitTerm fake = discriminator_fake(which);
-  if (which == GanKind::kRelativistic) {
-    return difference_value(function, real_logits, fake_logits, real, reduction);
-  }
-  const Reduction how = static_cast<Reduction>(reduction);
-  if (same_shape(real_logits, fake_logits) || how == Reduction::kNone ||
-      how == Reduction::kSample) {
-    Arguments arguments(function, real_logits);
-    auto call = call_of<Logits>(arguments, reduction);
-    call.x = arguments.view(real_logits);
-    call.y = arguments.view(fake_logits);
-    call.x_term = real;
-    call.y_term = fake;
-    return logits_value(arguments, real_logits, call);
-  }
-  STD_TORCH_CHECK(real_logits.scalar_type() == fake_logits.scalar_type(), function,
-                  ": expected tensors of one dtype");
-  const Tensor out = term_value(function, real_logits, real, reduction);
-  const Tensor other = term_value(function, fake_logits, fake, reduction);
-  if (out.scalar_type() == ScalarType::Double) {
-    *static_cast<double*>(out.data_ptr()) += *static_cast<const double*>(other.data_ptr());
-  } else {
-    *static_cast<float*>(out.data_ptr()) += *static_cast<const float*>(other.data_ptr());
-  }
-  return out;
+  return discriminator("discriminator_loss", real_logits, fake_logits, kind, label_smoothing,
+                       reduction, nullptr);
+}
+
+std::tuple<Tensor, Tensor, Tensor> discriminator_loss_forming(const Tensor& real_logits,
+                                                              const Tensor& fake_logits,
+                                                              int64_t kind, double label_smoothing,
+                                                              int64_t reduction) {
+  Formed formed;
+  Tensor value = discriminator("discriminator_loss_forming", real_logits, fake_logits, kind,
+                               label_smoothing, reduction, &formed);
+  return {value, *formed.x, *formed.y};
 }
 
 std::tuple<Tensor, Tensor> discriminator_loss_backward(const Tensor& grad,
@@ -215,12 +256,16 @@ std::tuple<Tensor, Tensor> discriminator_loss_backward(const Tensor& grad,
 
 Tensor generator_loss(const Tensor& fake_logits, const Optional& real_logits, int64_t kind,
                       int64_t reduction) {
-  const char* const function = "generator_loss";
-  const GanKind which = kind_of(function, kind);
-  const LogitTerm term = generator_term(which);
-  if (which != GanKind::kRelativistic) return term_value(function, fake_logits, term, reduction);
-  STD_TORCH_CHECK(real_logits, function, ": the relativistic loss needs real_logits");
-  return difference_value(function, fake_logits, *real_logits, term, reduction);
+  return generator("generator_loss", fake_logits, real_logits, kind, reduction, nullptr);
+}
+
+std::tuple<Tensor, Tensor, Tensor> generator_loss_forming(const Tensor& fake_logits,
+                                                          const Optional& real_logits, int64_t kind,
+                                                          int64_t reduction) {
+  Formed formed;
+  Tensor value =
+      generator("generator_loss_forming", fake_logits, real_logits, kind, reduction, &formed);
+  return {value, *formed.x, formed.y ? *formed.y : new_tensor({0}, fake_logits.scalar_type())};
 }
 
 std::tuple<Tensor, Tensor> generator_loss_backward(const Tensor& grad, const Tensor& fake_logits,

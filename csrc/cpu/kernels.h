@@ -149,7 +149,8 @@ struct Logits : Call {
   LogitTerm x_term, y_term;
   bool difference = false;
   View value;
-  // Backward, of x alone or of x - y.
+  // With the value, where wanted: the gradients for an upstream gradient of 1. Backward, of x alone
+  // or of x - y: those for grad.
   View grad, grad_x, grad_y;
 };
 

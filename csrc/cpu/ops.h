@@ -97,6 +97,10 @@ std::tuple<Tensor, Tensor> vlb_backward(const Tensor& grad, const Tensor& pred,
                                         int64_t output_mask);
 Tensor discriminator_loss(const Tensor& real_logits, const Tensor& fake_logits, int64_t kind,
                           double label_smoothing, int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor> discriminator_loss_forming(const Tensor& real_logits,
+                                                              const Tensor& fake_logits,
+                                                              int64_t kind, double label_smoothing,
+                                                              int64_t reduction);
 std::tuple<Tensor, Tensor> discriminator_loss_backward(const Tensor& grad,
                                                        const Tensor& real_logits,
                                                        const Tensor& fake_logits, int64_t kind,
@@ -104,6 +108,9 @@ std::tuple<Tensor, Tensor> discriminator_loss_backward(const Tensor& grad,
                                                        int64_t output_mask);
 Tensor generator_loss(const Tensor& fake_logits, const Optional& real_logits, int64_t kind,
                       int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor> generator_loss_forming(const Tensor& fake_logits,
+                                                          const Optional& real_logits, int64_t kind,
+                                                          int64_t reduction);
 std::tuple<Tensor, Tensor> generator_loss_backward(const Tensor& grad, const Tensor& fake_logits,
                                                    const Optional& real_logits, int64_t kind,
                                                    int64_t reduction, int64_t output_mask);

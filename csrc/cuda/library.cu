@@ -21,4 +21,15 @@ STABLE_TORCH_LIBRARY_IMPL(_genkern_cuda, CUDA, m) {
   m.impl("bernoulli_nll_backward", TORCH_BOX(&genkern::cuda::bernoulli_nll_backward));
   m.impl("gaussian_nll", TORCH_BOX(&genkern::cuda::gaussian_nll));
   m.impl("gaussian_nll_backward", TORCH_BOX(&genkern::cuda::gaussian_nll_backward));
+  m.impl("affine", TORCH_BOX(&genkern::cuda::affine));
+  m.impl("affine_out", TORCH_BOX(&genkern::cuda::affine_out));
+  m.impl("noise_loss", TORCH_BOX(&genkern::cuda::noise_loss));
+  m.impl("noise_loss_backward", TORCH_BOX(&genkern::cuda::noise_loss_backward));
+  m.impl("sampler_step", TORCH_BOX(&genkern::cuda::sampler_step));
+  m.impl("sampler_step_out", TORCH_BOX(&genkern::cuda::sampler_step_out));
+  m.impl("sampler_step_backward", TORCH_BOX(&genkern::cuda::sampler_step_backward));
+  m.impl("guidance_factor", TORCH_BOX(&genkern::cuda::guidance_factor));
+  m.impl("dynamic_threshold", TORCH_BOX(&genkern::cuda::dynamic_threshold));
+  m.impl("vlb", TORCH_BOX(&genkern::cuda::vlb));
+  m.impl("vlb_backward", TORCH_BOX(&genkern::cuda::vlb_backward));
 }

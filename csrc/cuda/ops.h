@@ -48,4 +48,42 @@ std::tuple<Tensor, Tensor, Tensor> gaussian_nll_backward(Tensor grad, Tensor x_h
                                                          double logvar_min, double logvar_max,
                                                          int64_t reduction, int64_t output_mask);
 
+Tensor affine(Tensor x, OptionalTensor y, OptionalTensor z, OptionalTensor key,
+              OptionalTensor noise, Tensor coefficients, OptionalTensor t);
+void affine_out(Tensor x, OptionalTensor y, OptionalTensor z, OptionalTensor key,
+                OptionalTensor noise, Tensor coefficients, OptionalTensor t, Tensor out);
+Tensor noise_loss(Tensor pred, OptionalTensor x0, OptionalTensor key, OptionalTensor noise,
+                  Tensor coefficients, OptionalTensor t, OptionalTensor sample_weight,
+                  int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor> noise_loss_backward(Tensor grad, Tensor pred, OptionalTensor x0,
+                                                       OptionalTensor key, OptionalTensor noise,
+                                                       Tensor coefficients, OptionalTensor t,
+                                                       OptionalTensor sample_weight,
+                                                       int64_t reduction, int64_t output_mask);
+Tensor sampler_step(Tensor x_t, Tensor pred, OptionalTensor var_values, OptionalTensor uncond,
+                    OptionalTensor key, OptionalTensor noise, Tensor coefficients, OptionalTensor t,
+                    OptionalTensor guidance_factor, OptionalTensor threshold, double guidance_scale,
+                    double x0_min, double x0_max);
+void sampler_step_out(Tensor x_t, Tensor pred, OptionalTensor var_values, OptionalTensor uncond,
+                      OptionalTensor key, OptionalTensor noise, Tensor coefficients,
+                      OptionalTensor t, OptionalTensor guidance_factor, OptionalTensor threshold,
+                      double guidance_scale, double x0_min, double x0_max, Tensor out);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sampler_step_backward(
+    Tensor grad, Tensor x_t, Tensor pred, OptionalTensor var_values, OptionalTensor uncond,
+    OptionalTensor key, OptionalTensor noise, Tensor coefficients, OptionalTensor t,
+    double guidance_scale, double x0_min, double x0_max, int64_t output_mask);
+Tensor guidance_factor(Tensor pred, Tensor uncond, double guidance_scale, double guidance_rescale);
+Tensor dynamic_threshold(Tensor x_t, Tensor pred, OptionalTensor uncond, Tensor coefficients,
+                         OptionalTensor t, OptionalTensor guidance_factor, double guidance_scale,
+                         double ratio, double max_value);
+Tensor vlb(Tensor pred, OptionalTensor var_values, Tensor x0, OptionalTensor key,
+           OptionalTensor noise, Tensor coefficients, OptionalTensor t, double x0_min,
+           double x0_max, double vlb_scale, double simple_scale, bool detach_mean,
+           int64_t reduction);
+std::tuple<Tensor, Tensor> vlb_backward(Tensor grad, Tensor pred, OptionalTensor var_values,
+                                        Tensor x0, OptionalTensor key, OptionalTensor noise,
+                                        Tensor coefficients, OptionalTensor t, double x0_min,
+                                        double x0_max, double vlb_scale, double simple_scale,
+                                        bool detach_mean, int64_t reduction, int64_t output_mask);
+
 }  // namespace genkern::cuda

@@ -19,6 +19,7 @@
 
 namespace genkern::cuda {
 
+constexpr int kThreads = 256;  // of a block
 // After joining. More dimensions than this, none of which can be joined, are refused.
 constexpr int kMaxDims = 12;
 // Of Walk::kRows, the row included.
@@ -55,12 +56,13 @@ struct Plan {
   const uint64_t* key = nullptr;
   int64_t key_word_stride = 0;
 
-  void* result = nullptr;      // reduced value, one a sample, in the arithmetic type
-  double* partials = nullptr;  // [sample][block] where more than one block serves a sample
+  void* result = nullptr;         // reduced values, in the arithmetic type
+  bool result_by_sample = false;  // one a sample, or one for all
+  double* partials = nullptr;     // [result][block] where more than one block serves a result
   double divisor = 1;
 
   int64_t samples = 1, repeats = 1, slots = 0, row = 1;
-  int64_t tail = 0;    // Walk::kFlat: elements after the last whole slot
+  int64_t tail = 0;    // Walk::kFlat: elements of a sample after its last whole slot
   int outer_dims = 0;  // the first one varies fastest
   Divisor row_slots, outer[kMaxDims];
   bool aligned = false;  // every row of every tensor starts at a multiple of 16 bytes
@@ -70,6 +72,7 @@ struct Plan {
   int64_t repeat_stride[kOperands] = {};
 
 #if defined(__CUDACC__)
+  __device__ bool has(int i) const { return tensor[i] != nullptr; }
   __device__ Key key_at(int64_t offset) const {
     return {key[offset], key[offset + key_word_stride]};
   }
@@ -130,7 +133,7 @@ class Planner {
 
   // Lays out the walk. `lanes`: elements in 16 bytes; `block`: elements a Philox block gives.
   // `loop_repeats`: one thread serves all repeats of an element. `by_sample`: dimension 0 stays
-  // apart, for sums over samples.
+  // apart, and a thread serves one sample.
   Walk build(bool loop_repeats, bool by_sample, int lanes, int block) {
     dims_.clear();
     for (size_t d = 0; d < sizes_.size(); ++d) {
@@ -154,7 +157,7 @@ class Planner {
       return Walk::kElements;
     }
     lay_out(lanes);
-    if (!is_flat()) return Walk::kRows;
+    if (!is_flat(lanes)) return Walk::kRows;
     plan.slots = plan.row / lanes;
     plan.tail = plan.row % lanes;
     return Walk::kFlat;
@@ -232,8 +235,10 @@ class Planner {
     return !plan.key || (row.stride[kIndex] == 1 && steps_divide(kIndex, block));
   }
 
-  bool is_flat() const {
-    if (dims_.size() > 1 || plan.samples != 1 || plan.repeats != 1 || !plan.aligned) return false;
+  bool is_flat(int lanes) const {
+    if (dims_.size() > 1 || plan.repeats != 1 || !plan.aligned) return false;
+    // A block works out one key: where samples have their own it must not serve several.
+    if (plan.sample_stride[kKey] != 0 && plan.row / lanes <= kThreads / 2) return false;
     for (int o = 0; o < kTensors; ++o)
       if (plan.tensor[o] && plan.row > 1 && plan.row_stride[o] != 1) return false;
     return true;

@@ -9,7 +9,8 @@
 namespace genkern::cuda {
 
 // One aligned row is all there is, and every tensor runs along it, as contiguous or channels-last
-// ones do. A slot is whole: the row's last few elements are slots of one lane.
+// ones do; where a thread serves one sample, all there is of a sample. A slot is whole: the row's
+// last few elements are slots of one lane.
 template <int kLaneCount, class PlanType>
 class FlatPosition {
  public:

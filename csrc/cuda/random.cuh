@@ -8,7 +8,7 @@ namespace genkern::cuda {
 template <class Acc>
 struct Normal {
   static constexpr int kTensors = 1;
-  static constexpr bool kSums = false, kDraws = true;
+  static constexpr bool kSums = false, kDraws = true, kBySample = false;
   template <class S>
   __device__ void operator()(const S& slot) const {
     Acc z[S::kLanes];
@@ -20,7 +20,7 @@ struct Normal {
 template <class Acc>
 struct Uniform {
   static constexpr int kTensors = 1;
-  static constexpr bool kSums = false, kDraws = true;
+  static constexpr bool kSums = false, kDraws = true, kBySample = false;
   template <class S>
   __device__ void operator()(const S& slot) const {
     Acc u[S::kLanes];

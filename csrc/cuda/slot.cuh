@@ -27,6 +27,25 @@ __device__ __forceinline__ T narrow(typename Arithmetic<T>::type x) {
   return static_cast<T>(x);
 }
 
+// One sample of a plan of Walk::kFlat, as a plan of its own.
+template <class T, class Whole>
+struct SamplePlan {
+  enum { kScale = Whole::kScale, kKey, kIndex, kOperands };
+
+  __device__ SamplePlan(const Whole& plan, int64_t sample) : whole(plan) {
+#pragma unroll
+    for (int i = 0; i < kScale; ++i)
+      tensor[i] = static_cast<T*>(plan.tensor[i]) + sample * plan.sample_stride[i];
+    scale = static_cast<const typename Arithmetic<T>::type*>(plan.scale) +
+            sample * plan.sample_stride[kScale];
+  }
+  __device__ bool has(int i) const { return whole.has(i); }
+
+  const Whole& whole;
+  void* tensor[kScale];
+  const void* scale;
+};
+
 // 16 bytes, one access: of a struct of T the compiler might make several.
 using Pack = uint4;
 template <class T>
@@ -111,7 +130,7 @@ class Slot {
   using Acc = typename Arithmetic<T>::type;
   static constexpr int kLanes = Position::kLanes;
 
-  // `stream` is read where the position is flat, and every slot has the same one.
+  // `stream`, the sample's, is read where the position is flat.
   __device__ Slot(const PlanType& plan, const Stream& stream, int64_t sample, int64_t index)
       : plan_(plan), stream_(stream), position_(plan, sample, index) {
     if constexpr (!Position::kFlat) {
@@ -122,13 +141,14 @@ class Slot {
   }
 
   __device__ int64_t repeats() const { return position_.repeats(); }
-  __device__ bool has(int i) const { return plan_.tensor[i] != nullptr; }
+  __device__ bool has(int i) const { return plan_.has(i); }
+  __device__ int count() const { return count_; }  // lanes that exist
 
   __device__ void load(int i, Acc (&x)[kLanes], int64_t repeat = 0) const {
     const T* p = position_.template pointer<T>(i, repeat);
     if constexpr (kLanes == 1) {
       x[0] = widen(*p);
-    } else if (!Position::kFlat && plan_.row_stride[i] == 0) {
+    } else if (broadcasts(i)) {
       fill(widen(*p), x);
     } else if (packed_) {
       unpack(*reinterpret_cast<const Pack*>(p), x, T{});
@@ -239,6 +259,12 @@ class Slot {
  private:
   static constexpr int kBlock = kBlockElements<Acc>;
 
+  __device__ bool broadcasts(int i) const {
+    if constexpr (Position::kFlat)
+      return false;
+    else
+      return plan_.row_stride[i] == 0;
+  }
   __device__ uint64_t element(int64_t repeat) const {
     return position_.offset(PlanType::kIndex, repeat);
   }

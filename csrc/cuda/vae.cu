@@ -2,67 +2,11 @@
 #include <cmath>
 
 #include "cuda/launch.cuh"
-#include "cuda/ops.h"
+#include "cuda/operands.cuh"
 #include "cuda/vae.cuh"
 
 namespace genkern::cuda {
 namespace {
-
-ScalarType reduced_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// What a reduction divides the sum by. Dividing an empty sum by 0 gives NaN, as torch does.
-template <int kTensors>
-double divisor(const Planner<kTensors>& planner, int64_t reduction) {
-  if (reduction == kMean) return static_cast<double>(planner.numel());
-  if (reduction == kBatchMean) return static_cast<double>(planner.batch());
-  return 1;
-}
-
-// The result of a reduction, or the tensor of unreduced values; the plan writes to it.
-template <int kTensors>
-Tensor reduced_output(Planner<kTensors>& planner, int tensor, const Tensor& like,
-                      int64_t reduction) {
-  if (reduction == kNone) {
-    Tensor out = torch::stable::empty_like(like);
-    planner.output(tensor, out);
-    return out;
-  }
-  std::vector<int64_t> shape;
-  if (reduction == kSample) shape.push_back(planner.batch());
-  Tensor out = torch::stable::new_empty(like, shape, reduced_type(like));
-  planner.plan.result = out.mutable_data_ptr();
-  planner.plan.divisor = divisor(planner, reduction);
-  return out;
-}
-
-template <int kTensors>
-void upstream(Planner<kTensors>& planner, int tensor, const Tensor& grad, int64_t reduction) {
-  if (reduction == kNone) {
-    planner.input(tensor, grad);
-  } else {
-    planner.scale(grad);
-  }
-}
-
-template <int kTensors>
-void optional_input(Planner<kTensors>& planner, int tensor, const OptionalTensor& t) {
-  if (t) planner.input(tensor, *t);
-}
-
-// The gradient of `of` if bit `bit` of the mask asks for it, else an empty tensor like `like`.
-template <int kTensors>
-Tensor gradient(Planner<kTensors>& planner, int tensor, const OptionalTensor& of,
-                const Tensor& like, int64_t mask, int bit) {
-  if (!of || !(mask >> bit & 1)) {
-    const int64_t empty[] = {0};
-    return torch::stable::new_empty(like, empty);
-  }
-  Tensor out = torch::stable::empty_like(*of);
-  planner.output(tensor, out);
-  return out;
-}
 
 template <class F>
 void with_noise(const OptionalTensor& key, F f) {
@@ -70,15 +14,6 @@ void with_noise(const OptionalTensor& key, F f) {
     f(std::integral_constant<Noise, Noise::kKey>{});
   } else {
     f(std::integral_constant<Noise, Noise::kTensor>{});
-  }
-}
-
-template <class F>
-void with_flag(bool flag, F f) {
-  if (flag) {
-    f(std::true_type{});
-  } else {
-    f(std::false_type{});
   }
 }
 
@@ -157,7 +92,7 @@ Tensor kl(Tensor mu, Tensor logvar, OptionalTensor prior_mu, OptionalTensor prio
               planner,
               Body{logvar_clamp<Acc>(logvar_min, logvar_max),
                    make_prior<general.value>(prior_mu_value, prior_logvar_value, free_bits, Acc{})},
-              mu, {false, reduction == kSample});
+              mu, {});
         });
   });
   return out;
@@ -190,7 +125,7 @@ std::tuple<Tensor, Tensor> rsample_kl(Tensor mu, Tensor logvar, OptionalTensor p
                             Body{logvar_clamp<Acc>(logvar_min, logvar_max),
                                  make_prior<general.value>(prior_mu_value, prior_logvar_value,
                                                            free_bits, Acc{})},
-                            mu, {false, reduction == kSample});
+                            mu, {});
                 });
     });
   });
@@ -250,7 +185,7 @@ Tensor bernoulli_nll(Tensor logits, Tensor x, int64_t reduction) {
     planner.input(Body::kLogits, logits);
     planner.input(Body::kX, x);
     out = reduced_output(planner, Body::kNll, logits, reduction);
-    launch<T>(planner, Body{}, logits, {false, reduction == kSample});
+    launch<T>(planner, Body{}, logits, {});
   });
   return out;
 }
@@ -289,7 +224,7 @@ Tensor gaussian_nll(Tensor x_hat, Tensor x, OptionalTensor logvar, double sigma,
       optional_input(planner, Body::kLogvar, logvar);
       out = reduced_output(planner, Body::kNll, x_hat, reduction);
       launch<T>(planner, Body{make_decoder<Acc, learned.value>(sigma, logvar_min, logvar_max)},
-                x_hat, {false, reduction == kSample});
+                x_hat, {});
     });
   });
   return out;

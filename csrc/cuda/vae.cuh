@@ -39,7 +39,7 @@ __device__ void draw(const S& slot, int tensor, Acc (&eps)[S::kLanes], int64_t r
 template <class Acc, Noise kNoise>
 struct Rsample {
   enum { kMu, kLogvar, kEps, kZ, kTensors };
-  static constexpr bool kSums = false, kDraws = kNoise == Noise::kKey;
+  static constexpr bool kSums = false, kDraws = kNoise == Noise::kKey, kBySample = false;
   LogvarClamp<Acc> clamp;
 
   template <class S>
@@ -77,7 +77,7 @@ struct Prior {
 template <class Acc, Noise kNoise, bool kGeneral>
 struct RsampleKl {
   enum { kMu, kLogvar, kPriorMu, kPriorLogvar, kEps, kKl, kZ, kTensors };
-  static constexpr bool kSums = true, kDraws = kNoise == Noise::kKey;
+  static constexpr bool kSums = true, kDraws = kNoise == Noise::kKey, kBySample = false;
   LogvarClamp<Acc> clamp;
   Prior<Acc, kGeneral> prior;
 
@@ -122,7 +122,7 @@ struct RsampleKlBackward {
     kGradMu,
     kTensors
   };
-  static constexpr bool kSums = false, kDraws = kNoise == Noise::kKey;
+  static constexpr bool kSums = false, kDraws = kNoise == Noise::kKey, kBySample = false;
   LogvarClamp<Acc> clamp;
   Prior<Acc, kGeneral> prior;
   Acc grad_kl_factor;
@@ -210,7 +210,7 @@ struct RsampleKlBackward {
 template <class Acc>
 struct BernoulliNllOp {
   enum { kLogits, kX, kNll, kTensors };
-  static constexpr bool kSums = true, kDraws = false;
+  static constexpr bool kSums = true, kDraws = false, kBySample = false;
 
   template <class S>
   __device__ Acc operator()(const S& slot) const {
@@ -227,7 +227,7 @@ struct BernoulliNllOp {
 template <class Acc>
 struct BernoulliNllBackward {
   enum { kGrad, kLogits, kX, kGradX, kGradLogits, kTensors };
-  static constexpr bool kSums = false, kDraws = false;
+  static constexpr bool kSums = false, kDraws = false, kBySample = false;
   Acc grad_factor;
 
   template <class S>
@@ -263,7 +263,7 @@ struct Decoder {
 template <class Acc, bool kLearned>
 struct GaussianNllOp {
   enum { kXHat, kX, kLogvar, kNll, kTensors };
-  static constexpr bool kSums = true, kDraws = false;
+  static constexpr bool kSums = true, kDraws = false, kBySample = false;
   Decoder<Acc, kLearned> decoder;
 
   template <class S>
@@ -282,7 +282,7 @@ struct GaussianNllOp {
 template <class Acc, bool kLearned>
 struct GaussianNllBackward {
   enum { kGrad, kXHat, kX, kLogvar, kGradLogvar, kGradX, kGradXHat, kTensors };
-  static constexpr bool kSums = false, kDraws = false;
+  static constexpr bool kSums = false, kDraws = false, kBySample = false;
   Decoder<Acc, kLearned> decoder;
   Acc grad_factor;
 

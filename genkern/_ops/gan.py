@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +85,14 @@ _GENERATOR = (
 # ---- losses
 
 
+def _sigmoid(x: Tensor) -> Tensor:
+    # torch.sigmoid rounds differently at the end of a thread's share of a tensor.
+    negative = x < 0.0
+    up = torch.exp(torch.where(negative, x, 0.0))
+    down = torch.exp(-torch.where(negative, 0.0, x))
+    return torch.where(negative, up / (1.0 + up), 1.0 / (1.0 + down))
+
+
 def _loss(loss: int, u: Tensor, smoothing: float) -> Tensor:
     if loss == _HINGE:
         return (1.0 - u).clamp(min=0.0)
@@ -104,7 +113,7 @@ def _derivative(loss: int, u: Tensor, smoothing: float) -> Tensor:
         return torch.full_like(u, -1.0)
     if loss == _SQUARE:
         return u - (1.0 - smoothing)
-    return smoothing - torch.sigmoid(-u)
+    return smoothing - _sigmoid(-u)
 
 
 def _fake_smoothing(loss: int) -> float:
@@ -150,6 +159,14 @@ def _discriminator_loss_backward_reference(
     return masked(grads, fakes, output_mask)
 
 
+def _discriminator_loss_forming_reference(
+    real_logits: Tensor, fake_logits: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    value = _discriminator_loss_reference(real_logits, fake_logits, *rest)
+    args = (torch.ones_like(value), real_logits, fake_logits, *rest, 0b11)
+    return value, *_discriminator_loss_backward_reference(*args)
+
+
 def _generator_logit(fake_logits: Tensor, real_logits: Tensor | None) -> Tensor:
     f = wide(fake_logits)
     return f if real_logits is None else f - wide(real_logits)
@@ -177,6 +194,15 @@ def _generator_loss_backward_reference(
     along = spread(wide(grad), fake_logits, reduction) * (sign * factor * _derivative(loss, u, 0.0))
     fakes = masked_fake((fake_logits, real_logits), output_mask, fake_logits)
     return masked((along, -along), fakes, output_mask)
+
+
+def _generator_loss_forming_reference(
+    fake_logits: Tensor, real_logits: Tensor | None, kind: int, reduction: int
+) -> tuple[Tensor, ...]:
+    args = (fake_logits, real_logits, kind, reduction)
+    value = _generator_loss_reference(*args)
+    mask = 0b01 if real_logits is None else 0b11
+    return value, *_generator_loss_backward_reference(torch.ones_like(value), *args, mask)
 
 
 def _discriminator_loss_formula(
@@ -325,7 +351,7 @@ def _interpolate_formula(
 
 
 def _optimal_discriminator_reference(log_p: Tensor, log_q: Tensor) -> Tensor:
-    d = torch.sigmoid(wide(log_p) - wide(log_q))
+    d = _sigmoid(wide(log_p) - wide(log_q))
     return with_layout(d.to(log_p.dtype), torch.empty_like(log_p))
 
 
@@ -333,7 +359,7 @@ def _optimal_discriminator_backward_reference(
     grad: Tensor, log_p: Tensor, log_q: Tensor, output_mask: int
 ) -> tuple[Tensor, ...]:
     difference = wide(log_p) - wide(log_q)
-    along = wide(grad) * torch.sigmoid(difference) * torch.sigmoid(-difference)
+    along = wide(grad) * _sigmoid(difference) * _sigmoid(-difference)
     return masked((along, -along), masked_fake((log_p, log_q), output_mask, log_p), output_mask)
 
 
@@ -467,12 +493,23 @@ def _optimal_discriminator_backward_samples(
 _DISCRIMINATOR_LOSS = (
     "Tensor real_logits, Tensor fake_logits, int kind, float label_smoothing, int reduction"
 )
+discriminator_loss_forming = Op(
+    f"discriminator_loss_forming({_DISCRIMINATOR_LOSS}) -> (Tensor, Tensor, Tensor)",
+    reference=_discriminator_loss_forming_reference,
+    fake=lambda real, fake, *rest: (
+        reduced_fake(real, rest[-1]),
+        torch.empty_like(real),
+        torch.empty_like(fake),
+    ),
+    samples=_discriminator_loss_samples,
+)
 discriminator_loss = Op(
     f"discriminator_loss({_DISCRIMINATOR_LOSS}) -> Tensor",
     reference=_discriminator_loss_reference,
     fake=lambda real_logits, *rest: reduced_fake(real_logits, rest[-1]),
     samples=_discriminator_loss_samples,
     backward=_discriminator_loss_formula,
+    forming=discriminator_loss_forming,
 )
 discriminator_loss_backward = Op(
     f"discriminator_loss_backward(Tensor grad, {_DISCRIMINATOR_LOSS}, int output_mask)"
@@ -484,12 +521,22 @@ discriminator_loss_backward = Op(
 )
 
 _GENERATOR_LOSS = "Tensor fake_logits, Tensor? real_logits, int kind, int reduction"
+generator_loss_forming = Op(
+    f"generator_loss_forming({_GENERATOR_LOSS}) -> (Tensor, Tensor, Tensor)",
+    reference=_generator_loss_forming_reference,
+    fake=lambda fake, real, *rest: (
+        reduced_fake(fake, rest[-1]),
+        *masked_fake((fake, real), 0b11, fake),
+    ),
+    samples=_generator_loss_samples,
+)
 generator_loss = Op(
     f"generator_loss({_GENERATOR_LOSS}) -> Tensor",
     reference=_generator_loss_reference,
     fake=lambda fake_logits, *rest: reduced_fake(fake_logits, rest[-1]),
     samples=_generator_loss_samples,
     backward=_generator_loss_formula,
+    forming=generator_loss_forming,
 )
 generator_loss_backward = Op(
     f"generator_loss_backward(Tensor grad, {_GENERATOR_LOSS}, int output_mask) -> (Tensor, Tensor)",

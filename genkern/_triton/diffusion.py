@@ -33,9 +33,12 @@ from genkern._triton.math import (
 )
 from genkern._triton.reduce import (
     divisor,
-    new_gradient,
+    new_gradients,
     new_partial,
+    over,
+    row_sums,
     store_partial,
+    store_sums,
     sum_dtype,
     upstream,
     value_of,
@@ -49,6 +52,7 @@ from genkern._triton.tile import (
     noise_or_load,
     store,
     this_tile,
+    which_exist,
 )
 
 # ---- one element
@@ -79,7 +83,7 @@ def step_kl(d, mean_x0, true_lv, lv):
 HALF_BIN = tl.constexpr(1.0 / 255.0)
 LAST_BIN = tl.constexpr(0.999)
 ROOT_HALF = tl.constexpr(0.70710678118654752440)
-HALF_LOG_2_PI = tl.constexpr(0.91893853320467274178)
+ROOT_2_PI = tl.constexpr(2.50662827463100050242)
 
 
 @triton.jit
@@ -98,21 +102,23 @@ def decoder_nll(d, x0, lv):
     open_far = tl.where(mirrored, below, above)
     a = (c - HALF_BIN) * inverse
     b = (c + HALF_BIN) * inverse
-    # The bin holds the mean, or all that is before it: two parts of the bell, added.
-    near = tl.where(open_near, 1.0, tl.math.erf(a * -ROOT_HALF))
-    both = near + tl.where(open_far, 1.0, tl.math.erf(b * ROOT_HALF))
-    # It does not: a difference of tails, scaled by the density at the near end.
-    ratio = exp(((c * inverse) * (-2.0 * HALF_BIN)) * inverse)
-    tails = erfcx(a * ROOT_HALF) - tl.where(open_far, 0.0, erfcx(b * ROOT_HALF) * ratio)
+    # All but two tails where the bin holds the mean, or what is before it; else the difference of
+    # two tails. There everything is divided by the density at the near end.
     around = (a <= 0.0) | open_near
-    log_p = tl.log(0.5 * tl.where(around, both, tails)) - tl.where(around, 0.0, 0.5 * a * a)
+    exponent = a * a * -0.5
+    near = tl.where(open_near, 0.0, exp(tl.where(around, exponent, 0.0)))
+    between = ((c * inverse) * (-2.0 * HALF_BIN)) * inverse
+    far = tl.where(open_far, 0.0, exp(tl.where(around, b * b * -0.5, between)))
+    tail_near = erfcx(tl.abs(a) * ROOT_HALF) * near
+    tail_far = erfcx(b * ROOT_HALF) * far
+    p = tl.where(around, 1.0 - (tail_near + tail_far) * 0.5, (tail_near - tail_far) * 0.5)
+    value = tl.where(around, 0.0, -exponent) - tl.log(p)
     # Densities at the ends over the probability.
-    shift = log_p + HALF_LOG_2_PI
-    at_a = tl.where(open_near, 0.0, exp(-0.5 * a * a - shift))
-    at_b = tl.where(open_far, 0.0, exp(-0.5 * b * b - shift))
-    along_c = (at_a - at_b) * inverse
-    along_lv = tl.where(open_far, 0.0, b * at_b) - tl.where(open_near, 0.0, a * at_a)
-    return -log_p, tl.where(mirrored, -along_c, along_c), along_lv * 0.5
+    over_p = 1.0 / (p * ROOT_2_PI)
+    near *= over_p
+    far *= over_p
+    along_c = (near - far) * inverse
+    return value, tl.where(mirrored, -along_c, along_c), (b * far - a * near) * 0.5
 
 
 # ---- affine
@@ -256,19 +262,29 @@ def noise_loss_backward(
     coefficients: Tensor, t: Tensor | None, sample_weight: Tensor | None,
     reduction: int, output_mask: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    outputs = _gradients((pred, x0, noise), output_mask)
+    outputs = new_gradients((pred, x0, noise), output_mask)
     spread = upstream(grad, pred, reduction)
     pinned = varies(coefficients if t is None else t, sample_weight)
     tiles = Tiles(pred.shape, [spread, pred, x0, noise, *outputs], key, pinned)
     stream = tiles.stream(key)
     launch(
         noise_loss_backward_kernel, tiles.programs, pred.device,
-        tiles.operand(spread), _over(2.0, divisor(pred.shape, reduction)),
+        tiles.operand(spread), over(2.0, divisor(pred.shape, reduction)),
         *map(tiles.operand, (pred, x0, noise)), stream, tiles.per_sample(sample_weight),
         *map(tiles.operand, outputs), *tiles.table(coefficients, t), tiles.form,
         T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
     )  # fmt: skip
     return tuple(pred.new_empty(0) if g is None else g for g in outputs)
+
+
+def noise_loss_forming(
+    pred: Tensor, x0: Tensor | None, key: Tensor | None, noise: Tensor | None,
+    coefficients: Tensor, t: Tensor | None, sample_weight: Tensor | None, reduction: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    args = pred, x0, key, noise, coefficients, t, sample_weight, reduction
+    value = noise_loss(*args)
+    one = value.new_ones(()).expand(value.shape)
+    return value, noise_loss_backward(one, *args, 0b1)[0]
 
 
 # ---- sampler_step
@@ -416,7 +432,7 @@ def sampler_step_backward(
     guidance_scale: float, x0_min: float, x0_max: float, output_mask: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     noisy = key is not None or noise is not None
-    outputs = _gradients((x_t, pred, var_values, uncond, noise), output_mask)
+    outputs = new_gradients((x_t, pred, var_values, uncond, noise), output_mask)
     if outputs[2] is not None and not noisy:
         outputs[2].zero_()
     written = [*outputs[:2], outputs[2] if noisy else None, *outputs[3:]]
@@ -646,12 +662,12 @@ def _new_per_sample(like: Tensor) -> Tensor:
 
 
 @triton.jit
-def vlb_inputs(
-    pred, var_values, x0, given, stream, first, table, row, start, mask, form,
-    x0_min, x0_max,
+def vlb_parts(
+    pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
+    DECODER: tl.constexpr,
 ):  # fmt: skip
-    """pred - eps, x0, d, what d passes on of a gradient by it, and the log-variance."""
+    """pred - eps; L and its derivatives by d and the log-variance; that of d by pred."""
     m = load(pred, row, start, mask, form, T, VECTOR)
     x = load(x0, row, start, mask, form, T, VECTOR)
     eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
@@ -668,7 +684,44 @@ def vlb_inputs(
     if var_values is not None:
         values = load(var_values, row, start, mask, form, T, VECTOR)
         lv = tl.fma(coefficient(first, table, 6), values, lv)
-    return m - eps, x, d, by_pred, lv
+    value, by_d, by_lv = step_kl(d, coefficient(first, table, 3), coefficient(first, table, 4), lv)
+    if DECODER:
+        last = coefficient(first, table, 7) > 0.5
+        nll = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
+        value = tl.where(last, nll[0].to(T), value)
+        by_d = tl.where(last, nll[1].to(T), by_d)
+        by_lv = tl.where(last, nll[2].to(T), by_lv)
+    return m - eps, value, by_d, by_lv, by_pred
+
+
+@triton.jit
+def vlb_tile(
+    pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
+    x0_min, x0_max, vlb_scale, simple_scale,
+    T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
+    SIMPLE: tl.constexpr, DECODER: tl.constexpr,
+):  # fmt: skip
+    """Stores the values if `loss` is there, and returns the sums of the rows."""
+    error, value, _, _, _ = vlb_parts(
+        pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
+        T, VECTOR, BLOCKS, CLIP, DECODER,
+    )  # fmt: skip
+    value *= tl.full((1, 1), vlb_scale, T)
+    if SIMPLE:
+        value = weighted_square(error, tl.full((1, 1), simple_scale, T), value)
+    if loss is not None:
+        store(loss, value, row, start, mask, form, VECTOR)
+    return row_sums(value, mask)
+
+
+@triton.jit
+def any_decoder(first, table):
+    return tl.max((coefficient(first, table, 7) > 0.5).to(tl.int32)) > 0
+
+
+# Tiles with samples at t = 0 are worked on in as many parts: in float64, the decoder on a whole one
+# would not fit the registers.
+PARTS = tl.constexpr(8)
 
 
 @triton.jit
@@ -680,22 +733,47 @@ def vlb_kernel(
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     first = coefficients(table, t, row, form)
-    error, x, d, _, lv = vlb_inputs(
-        pred, var_values, x0, given, stream, first, table, row, start, mask, form,
-        x0_min, x0_max, T, VECTOR, BLOCKS, CLIP,
-    )  # fmt: skip
-    value, _, _ = step_kl(d, coefficient(first, table, 3), coefficient(first, table, 4), lv)
-    last = coefficient(first, table, 7) > 0.5
-    if tl.max(last.to(tl.int32)) > 0:
-        nll, _, _ = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
-        value = tl.where(last, nll.to(T), value)
-    value *= tl.full((1, 1), vlb_scale, T)
-    if SIMPLE:
-        value = weighted_square(error, tl.full((1, 1), simple_scale, T), value)
-    if loss is not None:
-        store(loss, value, row, start, mask, form, VECTOR)
+    sums = tl.zeros((ROWS,), T)
+    if any_decoder(first, table):
+        for part in range(PARTS):
+            at = start + part * (COLUMNS // PARTS)
+            sums += vlb_tile(
+                pred, var_values, x0, given, stream, loss, first, table, row, at,
+                which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
+                x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
+            )  # fmt: skip
     else:
-        store_partial(partial, value, row, mask, form, BY_ROW)
+        sums += vlb_tile(
+            pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
+            x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, False,
+        )  # fmt: skip
+    if partial is not None:
+        store_sums(partial, sums, row, form, BY_ROW)
+
+
+@triton.jit
+def vlb_backward_tile(
+    grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
+    first, table, row, start, mask, form, x0_min, x0_max, vlb_scale, simple_scale,
+    T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
+    SIMPLE: tl.constexpr, DETACH: tl.constexpr, DECODER: tl.constexpr,
+):  # fmt: skip
+    error, _, by_d, by_lv, by_pred = vlb_parts(
+        pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
+        T, VECTOR, BLOCKS, CLIP, DECODER,
+    )  # fmt: skip
+    g = load(grad, row, start, mask, form, T, VECTOR)
+    along = g * tl.full((1, 1), vlb_scale, T)
+    if grad_pred is not None:
+        total = tl.zeros(mask.shape, T)
+        if not DETACH:
+            total += along * by_d * by_pred
+        if SIMPLE:
+            total = tl.fma(g * tl.full((1, 1), simple_scale, T), error + error, total)
+        store(grad_pred, total, row, start, mask, form, VECTOR)
+    if grad_values is not None:
+        by_values = along * by_lv * coefficient(first, table, 6)
+        store(grad_values, by_values, row, start, mask, form, VECTOR)
 
 
 @triton.jit
@@ -707,28 +785,20 @@ def vlb_backward_kernel(
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     first = coefficients(table, t, row, form)
-    error, x, d, by_pred, lv = vlb_inputs(
-        pred, var_values, x0, given, stream, first, table, row, start, mask, form,
-        x0_min, x0_max, T, VECTOR, BLOCKS, CLIP,
-    )  # fmt: skip
-    _, by_d, by_lv = step_kl(d, coefficient(first, table, 3), coefficient(first, table, 4), lv)
-    last = coefficient(first, table, 7) > 0.5
-    if tl.max(last.to(tl.int32)) > 0:
-        _, nll_d, nll_lv = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
-        by_d = tl.where(last, nll_d.to(T), by_d)
-        by_lv = tl.where(last, nll_lv.to(T), by_lv)
-    g = load(grad, row, start, mask, form, T, VECTOR)
-    along = g * tl.full((1, 1), vlb_scale, T)
-    if grad_pred is not None:
-        total = tl.zeros((ROWS, COLUMNS), T)
-        if not DETACH:
-            total += along * by_d * by_pred
-        if SIMPLE:
-            total = tl.fma(g * tl.full((1, 1), simple_scale, T), error + error, total)
-        store(grad_pred, total, row, start, mask, form, VECTOR)
-    if grad_values is not None:
-        by_values = along * by_lv * coefficient(first, table, 6)
-        store(grad_values, by_values, row, start, mask, form, VECTOR)
+    if any_decoder(first, table):
+        for part in range(PARTS):
+            at = start + part * (COLUMNS // PARTS)
+            vlb_backward_tile(
+                grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
+                first, table, row, at, which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
+                x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, DETACH, True,
+            )  # fmt: skip
+    else:
+        vlb_backward_tile(
+            grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
+            first, table, row, start, mask, form,
+            x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, DETACH, False,
+        )  # fmt: skip
 
 
 def vlb(
@@ -758,7 +828,7 @@ def vlb_backward(
     x0_min: float, x0_max: float, vlb_scale: float, simple_scale: float, detach_mean: bool,
     reduction: int, output_mask: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    outputs = _gradients((pred, var_values), output_mask)
+    outputs = new_gradients((pred, var_values), output_mask)
     spread = upstream(grad, pred, reduction)
     pinned = varies(coefficients if t is None else t)
     tiles = Tiles(pred.shape, [spread, pred, var_values, x0, noise, *outputs], key, pinned)
@@ -768,17 +838,8 @@ def vlb_backward(
         vlb_backward_kernel, tiles.programs, pred.device,
         *map(tiles.operand, (spread, pred, var_values, x0, noise)), stream,
         *map(tiles.operand, outputs), *tiles.table(coefficients, t), tiles.form,
-        x0_min, x0_max, _over(vlb_scale, count), _over(simple_scale, count),
+        x0_min, x0_max, over(vlb_scale, count), over(simple_scale, count),
         T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
         CLIP=clamps(x0_min, x0_max), SIMPLE=simple_scale != 0.0, DETACH=detach_mean,
     )  # fmt: skip
     return tuple(pred.new_empty(0) if g is None else g for g in outputs)
-
-
-def _gradients(likes: tuple[Tensor | None, ...], output_mask: int) -> list[Tensor | None]:
-    return [new_gradient(like, output_mask >> i & 1) for i, like in enumerate(likes)]
-
-
-def _over(scale: float, count: int) -> float:
-    """scale / count; the quotient of an empty call is not used."""
-    return scale / max(count, 1)

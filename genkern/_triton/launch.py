@@ -113,14 +113,15 @@ class PerSample(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of coefficients.
+    """Rows of coefficients, with what PerSample has.
 
     Attributes:
         row: Stride of the rows.
         column: Stride of the columns.
     """
 
-    values: PerSample
+    tensor: Tensor
+    outer: tuple[int, ...]
     rows: int
     row: int
     column: int
@@ -199,8 +200,9 @@ class Tiles:
     def table(self, coefficients: Tensor, t: Tensor | None) -> tuple[Table, PerSample | None]:
         """Coefficients as kernels take them: rows `t`, or one a sample, or one for all."""
         rows = self.per_sample(coefficients) if t is None else None
-        values = rows or PerSample(coefficients, ())
-        return Table(values, len(coefficients), *coefficients.stride()), self.per_sample(t)
+        outer = () if rows is None else rows.outer
+        table = Table(coefficients, outer, len(coefficients), *coefficients.stride())
+        return table, self.per_sample(t)
 
     def stream(self, key: Tensor | None, draws: int | None = None) -> Stream | None:
         """A key as kernels take it, for the elements of `draws` tensors of the call's shape."""
@@ -221,6 +223,18 @@ class Tiles:
             self._row_strides(tuple(index)),
             () if draws is None else (size,),
         )
+
+    def sample_stream(self, key: Tensor | None) -> Stream | None:
+        """A key as kernels take it, for one element a sample."""
+        if key is None:
+            return None
+        rest = (0,) * (len(self._shape) - 1)
+        keys: tuple[int, ...] = ()
+        sample = 1
+        if key.dim() == 2:
+            keys, sample = self._row_strides((key.stride(0), *rest)), 0
+        position = self._row_strides((sample, *rest))
+        return Stream(key.view(torch.int64), key.stride(-1), keys, position, ())
 
     def _strides(self, tensor: Tensor) -> tuple[int, ...]:
         return tensor.stride()[-self._dim :] if self._dim else (1,)

@@ -15,31 +15,47 @@ from genkern._triton.launch import BATCHMEAN, MEAN, NONE, SAMPLE, TILE, Tiles, l
 @triton.jit
 def store_partial(partial, value, row, mask, form, BY_ROW: tl.constexpr):
     """Sums the tile: to one number, or with BY_ROW to one a row."""
-    value = tl.where(mask, value, 0.0)
+    store_sums(partial, row_sums(value, mask), row, form, BY_ROW)
+
+
+@triton.jit
+def row_sums(value, mask):
+    return tl.sum(tl.where(mask, value, 0.0), axis=1)
+
+
+@triton.jit
+def store_sums(partial, sums, row, form, BY_ROW: tl.constexpr):
     program = tl.program_id(0)
     if BY_ROW:
         pointers = partial + row * form.column_tiles + program % form.column_tiles
         exists = row >= 0
         if form.rows is not None:
             exists = row < form.rows
-        tl.store(pointers, tl.sum(value, axis=1), mask=exists)
+        tl.store(pointers, sums, mask=exists)
     else:
-        tl.store(partial + program, tl.sum(tl.sum(value, axis=1), axis=0))
+        tl.store(partial + program, tl.sum(sums, axis=0))
 
 
 @triton.jit
-def sum_rows_kernel(
-    partial, total, rows, columns, count, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """total[r] = (sum of partial[r, :]) / count, in float64: a lane takes its columns in order."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+def row_totals(partial, row, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums of partial[row, :] in float64: a lane takes its columns in order."""
     sums = tl.zeros((ROWS, COLUMNS), tl.float64)
     for start in range(0, columns, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         mask = (row < rows)[:, None] & (column < columns)[None, :]
         x = tl.load(partial + row[:, None] * columns + column[None, :], mask=mask, other=0.0)
         sums += x.to(tl.float64)
-    result = tl.sum(sums, axis=1) / tl.full((), count, tl.float64)
+    return tl.sum(sums, axis=1)
+
+
+@triton.jit
+def sum_rows_kernel(
+    partial, total, rows, columns, count, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """total[r] = (sum of partial[r, :]) / count."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    sums = row_totals(partial, row, rows, columns, ROWS, COLUMNS)
+    result = sums / tl.full((), count, tl.float64)
     tl.store(total + row, result.to(total.dtype.element_ty), mask=row < rows)
 
 
@@ -93,6 +109,16 @@ def new_gradient(like: Tensor | None, wanted: int, flows: bool = True) -> Tensor
     if like is None or not wanted:
         return None
     return torch.empty_like(like) if flows else torch.zeros_like(like)
+
+
+def new_gradients(likes: Sequence[Tensor | None], output_mask: int) -> list[Tensor | None]:
+    """Room for the gradients that the mask asks for."""
+    return [new_gradient(like, output_mask >> i & 1) for i, like in enumerate(likes)]
+
+
+def over(scale: float, count: int) -> float:
+    """scale / count; the quotient of an empty call is not used."""
+    return scale / max(count, 1)
 
 
 def upstream(grad: Tensor | None, like: Tensor, reduction: int) -> Tensor | None:

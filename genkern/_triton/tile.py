@@ -21,16 +21,23 @@ def arithmetic(tensor: Tensor) -> tl.dtype:
 def this_tile(form, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
     """This program's rows, its first column, and which of its elements exist."""
     program = tl.program_id(0)
-    column = tl.arange(0, COLUMNS)[None, :]
     if form.rows is None:
         row = tl.zeros((ROWS,), tl.int64)
         start = program.to(tl.int64) * COLUMNS
-        mask = start + column < form.columns * VECTOR
     else:
         row = (program // form.column_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         start = (program % form.column_tiles).to(tl.int64) * COLUMNS
-        mask = (row < form.rows)[:, None] & (start + column < form.columns * VECTOR)
-    return row, start, mask
+    return row, start, which_exist(row, start, form, COLUMNS, VECTOR)
+
+
+@triton.jit
+def which_exist(row, start, form, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
+    """Of the elements of COLUMNS columns from `start`; (1, COLUMNS) if there is one row."""
+    mask = start + tl.arange(0, COLUMNS)[None, :] < form.columns * VECTOR
+    if form.rows is None:
+        return mask
+    else:
+        return mask & (row < form.rows)[:, None]
 
 
 @triton.jit
@@ -91,7 +98,7 @@ def load_sample(x, row, form):
 @triton.jit
 def coefficients(table, t, row, form):
     """Pointers to the row of the table for each row's sample, as from `sample_pointers`."""
-    first = sample_pointers(table.values, row, form)
+    first = sample_pointers(table, row, form)
     if t is None:
         return first
     else:

@@ -21,6 +21,7 @@ from genkern._triton.math import (
 from genkern._triton.reduce import (
     divisor,
     new_gradient,
+    new_gradients,
     new_partial,
     store_partial,
     upstream,
@@ -409,7 +410,7 @@ def bernoulli_nll(logits: Tensor, x: Tensor, reduction: int) -> Tensor:
 def bernoulli_nll_backward(
     grad: Tensor, logits: Tensor, x: Tensor, reduction: int, output_mask: int
 ) -> tuple[Tensor, ...]:
-    outputs = [new_gradient(t, output_mask >> i & 1) for i, t in enumerate((logits, x))]
+    outputs = new_gradients((logits, x), output_mask)
     spread = upstream(grad, logits, reduction)
     tiles = Tiles(logits.shape, [spread, logits, x, *outputs])
     launch(
@@ -443,7 +444,7 @@ def gaussian_nll_backward(
     logvar_min: float, logvar_max: float, reduction: int, output_mask: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     likes = (x_hat, x, logvar)
-    outputs = [new_gradient(like, output_mask >> i & 1) for i, like in enumerate(likes)]
+    outputs = new_gradients(likes, output_mask)
     spread = upstream(grad, x_hat, reduction)
     tiles = Tiles(x_hat.shape, [spread, *likes, *outputs])
     launch(

@@ -42,16 +42,30 @@ void with_form(LogitForm form, const F& f) {
   }
 }
 
-template <class T>
-void term_values(const LogitTerm& term, int64_t n, const T* __restrict x, T* __restrict out) {
+// The values, and where kGradient is set the derivatives times `scale`.
+template <bool kGradient, class T>
+void term_loop(const LogitTerm& term, double scale, int64_t n, const T* __restrict x,
+               T* __restrict out, T* __restrict derivative) {
   with_form(term.form, [&](auto form) {
     for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
       using V = typename decltype(number)::T;
       const TermNumbers<V> c(term);
-      const V logit = load_vector<V>(x + i);
-      store_vector(out + i, logit_term<form()>(logit, c.sign, c.factor, c.smoothing).value);
+      const auto f = logit_term<form()>(load_vector<V>(x + i), c.sign, c.factor, c.smoothing);
+      store_vector(out + i, f.value);
+      if constexpr (kGradient) {
+        store_vector(derivative + i, V(static_cast<T>(scale)) * f.u);
+      }
     });
   });
+}
+template <class T>
+void term_values(const LogitTerm& term, double scale, int64_t n, const T* x, T* out,
+                 T* derivative) {
+  if (derivative) {
+    term_loop<true>(term, scale, n, x, out, derivative);
+  } else {
+    term_loop<false>(term, scale, n, x, out, derivative);
+  }
 }
 
 template <class T>
@@ -71,10 +85,6 @@ void term_gradients(const LogitTerm& term, double scale, int64_t n, const T* __r
 template <class T>
 void add(int64_t n, const T* __restrict x, T* __restrict out) {
   for (int64_t i = 0; i < n; ++i) out[i] += x[i];
-}
-template <class T>
-void negate(int64_t n, const T* __restrict x, T* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = -x[i];
 }
 
 // What is written comes last.
@@ -98,6 +108,18 @@ const T* first_logits(const Logits& call, const Tensors<S, kLogitTensors>& a, in
   return x_;
 }
 
+// Writes the gradient of the first logits to x's and, for x - y, its negative to y's.
+template <class S, class T>
+void write_gradients(const Logits& call, const Tensors<S, kLogitTensors>& a, int64_t start,
+                     int64_t n, const T* grad, const T* grad_x_, T* grad_y_) {
+  if (call.difference && a[kGradY]) {
+    T* negative = a[kGradY].target(start, n, grad_y_);
+    for (int64_t i = 0; i < n; ++i) negative[i] = -grad[i];
+    a[kGradY].write(start, n, negative, grad_y_);
+  }
+  if (a[kGradX]) a[kGradX].write(start, n, grad, grad_x_);
+}
+
 void logits(const Logits& call) {
   if (empty(call, call.value.data)) return;
   visit(call.type, [&](auto storage) {
@@ -106,16 +128,22 @@ void logits(const Logits& call) {
     const auto a = logit_tensors<S>(call);
     const Cut cut = cut_of(call);
     const bool reduce = call.reduction != Reduction::kNone;
+    const double factor = 1.0 / divisor(call);
     for_units(call, cut, kGrain, [&](int64_t begin, int64_t end) {
-      alignas(64) T x_[kChunk], y_[kChunk], second_[kChunk], out_[kChunk];
+      alignas(64) T x_[kChunk], y_[kChunk], out_[kChunk], second_[kChunk];
+      alignas(64) T grad_x_[kChunk], grad_y_[kChunk];
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
         const int64_t start = unit.start, n = unit.n;
         T* out = reduce ? out_ : a[kValue].target(start, n, out_);
-        term_values(call.x_term, n, first_logits(call, a, start, n, x_, y_), out);
+        T* grad = a[kGradX] ? a[kGradX].target(start, n, grad_x_) : nullptr;
+        term_values(call.x_term, factor, n, first_logits(call, a, start, n, x_, y_), out, grad);
+        if (grad) write_gradients(call, a, start, n, grad, grad_x_, grad_y_);
         if (a[kY] && !call.difference) {
-          term_values(call.y_term, n, a[kY].read(start, n, y_), second_);
+          T* grad_y = a[kGradY] ? a[kGradY].target(start, n, grad_y_) : nullptr;
+          term_values(call.y_term, factor, n, a[kY].read(start, n, y_), second_, grad_y);
           add(n, second_, out);
+          if (grad_y) a[kGradY].write(start, n, grad_y, grad_y_);
         }
         if (reduce) {
           partial_sums(cut, unit, out, call.partials);
@@ -136,19 +164,14 @@ void logits_backward(const Logits& call) {
     const Cut cut(total(call.shape), 1, Reduction::kNone);
     const double factor = 1.0 / divisor(call);
     for_units(call, cut, kGrain, [&](int64_t begin, int64_t end) {
-      alignas(64) T x_[kChunk], y_[kChunk], grad_[kChunk], out_[2][kChunk];
+      alignas(64) T x_[kChunk], y_[kChunk], grad_[kChunk], grad_x_[kChunk], grad_y_[kChunk];
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
         const int64_t start = unit.start, n = unit.n;
-        const T* x = first_logits(call, a, start, n, x_, y_);
-        T* out = a[kGradX] ? a[kGradX].target(start, n, out_[0]) : out_[0];
-        term_gradients(call.x_term, factor, n, x, a[kLogitGrad].read(start, n, grad_), out);
-        if (a[kGradY]) {
-          T* negative = a[kGradY].target(start, n, out_[1]);
-          negate(n, out, negative);
-          a[kGradY].write(start, n, negative, out_[1]);
-        }
-        if (a[kGradX]) a[kGradX].write(start, n, out, out_[0]);
+        T* out = a[kGradX] ? a[kGradX].target(start, n, grad_x_) : grad_x_;
+        term_gradients(call.x_term, factor, n, first_logits(call, a, start, n, x_, y_),
+                       a[kLogitGrad].read(start, n, grad_), out);
+        write_gradients(call, a, start, n, out, grad_x_, grad_y_);
       }
     });
   });
@@ -156,24 +179,32 @@ void logits_backward(const Logits& call) {
 
 // ---- penalties
 
-// The sum of a b in double, in an order that n alone fixes: fixed lanes, then a tree.
-template <class T>
-double dot(int64_t n, const T* __restrict a, const T* __restrict b) {
-  constexpr int kLanes = 32;
-  double lanes[kLanes] = {};
+// Sums of g^2 and, where kProducts is set, of g v, in double and in an order that n alone fixes:
+// fixed lanes, then a tree.
+struct Sums {
+  double squares, products;
+};
+template <bool kProducts, class T>
+Sums sums(int64_t n, const T* __restrict g, const T* __restrict v) {
+  constexpr int kLanes = 16;
+  double squares[kLanes] = {}, products[kLanes] = {};
+  const auto add = [&](int64_t i, int j) __attribute__((always_inline)) {
+    const double x = static_cast<double>(g[i + j]);
+    squares[j] += x * x;
+    if constexpr (kProducts) products[j] += x * static_cast<double>(v[i + j]);
+  };
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) {
-      lanes[j] += static_cast<double>(a[i + j]) * static_cast<double>(b[i + j]);
+    for (int j = 0; j < kLanes; ++j) add(i, j);
+  }
+  for (int j = 0; i + j < n; ++j) add(i, j);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int j = 0; j < width; ++j) {
+      squares[j] += squares[j + width];
+      products[j] += products[j + width];
     }
   }
-  for (int j = 0; i + j < n; ++j) {
-    lanes[j] += static_cast<double>(a[i + j]) * static_cast<double>(b[i + j]);
-  }
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
-  }
-  return lanes[0];
+  return {squares[0], products[0]};
 }
 
 template <class T>
@@ -232,9 +263,11 @@ void measure(const GradientPenalty& call, const Tensors<S, kPenaltyTensors>& a, 
   const T* v = a[kGradOut] ? a[kGradOut].read(unit.start, unit.n, buffers.grad_out) : nullptr;
   const int64_t length = cut.chunks > 1 ? unit.n : cut.length;
   for (int64_t s = 0; s < unit.segments; ++s) {
-    const T* row = g + s * length;
-    call.partials[unit.partial + s] = dot(length, row, row);
-    if (v) call.products[unit.partial + s] = dot(length, row, v + s * length);
+    const int64_t at = s * length;
+    const Sums found =
+        v ? sums<true>(length, g + at, v + at) : sums<false, T>(length, g + at, nullptr);
+    call.partials[unit.partial + s] = found.squares;
+    call.products[unit.partial + s] = found.products;
   }
 }
 

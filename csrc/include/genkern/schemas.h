@@ -64,9 +64,13 @@ constexpr const char* kSchemas[] = {
     "(Tensor, Tensor)",
     "discriminator_loss(Tensor real_logits, Tensor fake_logits, int kind, float label_smoothing, "
     "int reduction) -> Tensor",
+    "discriminator_loss_forming(Tensor real_logits, Tensor fake_logits, int kind, "
+    "float label_smoothing, int reduction) -> (Tensor, Tensor, Tensor)",
     "discriminator_loss_backward(Tensor grad, Tensor real_logits, Tensor fake_logits, int kind, "
     "float label_smoothing, int reduction, int output_mask) -> (Tensor, Tensor)",
     "generator_loss(Tensor fake_logits, Tensor? real_logits, int kind, int reduction) -> Tensor",
+    "generator_loss_forming(Tensor fake_logits, Tensor? real_logits, int kind, int reduction) "
+    "-> (Tensor, Tensor, Tensor)",
     "generator_loss_backward(Tensor grad, Tensor fake_logits, Tensor? real_logits, int kind, "
     "int reduction, int output_mask) -> (Tensor, Tensor)",
     "gradient_penalty(Tensor grads, float center, float weight, int reduction) -> Tensor",

@@ -1,56 +1,25 @@
-"""What is timed: each operation as genkern writes it and as plain PyTorch does.
-
-The PyTorch lines are those that people write, in the form with the fewest kernels. In float64 they
-are also the mathematics that a result is checked against (`gate.py`), which is why they take the
-noise as an argument.
-"""
+"""The VAE family, and drawing noise alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import genkern
+from benchmarks.problems import Outputs, Problem, randn
 from genkern import vae
-
-Outputs = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One operation, written twice, and its inputs.
-
-    Attributes:
-        genkern: `genkern(*tensors, key, noise)`; both None draws a new key.
-        eager: `eager(*tensors, noise)`; None draws the noise.
-        inputs: `inputs(shape, generator)` makes the tensors in float64.
-        noisy: Whether it takes noise.
-        wrt: Indices of the inputs whose gradients are asked for.
-    """
-
-    name: str
-    genkern: Callable[..., Outputs]
-    eager: Callable[..., Outputs]
-    inputs: Callable[[Sequence[int], torch.Generator], tuple[Tensor, ...]]
-    noisy: bool = False
-    wrt: tuple[int, ...] = (0, 1)
-
-
-def _randn(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def _posterior(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
-    return _randn(shape, generator), 0.5 * _randn(shape, generator) - 0.5
+    return randn(shape, generator), 0.5 * randn(shape, generator) - 0.5
 
 
 def _decoded(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
-    return 3.0 * _randn(shape, generator), _randn(shape, generator).sigmoid()
+    return 3.0 * randn(shape, generator), randn(shape, generator).sigmoid()
 
 
 def _decoded_and_posterior(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -137,7 +106,6 @@ NORMAL = Problem(
     _normal,
     # Only the shape, dtype and device count.
     lambda shape, generator: (torch.empty(1, dtype=torch.float64).expand(*shape),),
-    noisy=True,
     wrt=(),
 )
 RSAMPLE = Problem(
@@ -145,14 +113,12 @@ RSAMPLE = Problem(
     lambda mu, logvar, key, noise: (vae.rsample(mu, logvar, key=key, noise=noise),),
     _rsample,
     _posterior,
-    noisy=True,
 )
 RSAMPLE_KL = Problem(
     "rsample_kl",
     lambda mu, logvar, key, noise: vae.rsample_kl(mu, logvar, key=key, noise=noise),
     _rsample_kl,
     _posterior,
-    noisy=True,
 )
 KL = Problem("kl", lambda mu, logvar, key, noise: (vae.kl(mu, logvar),), _kl, _posterior)
 BERNOULLI_NLL = Problem(
@@ -181,6 +147,5 @@ DIAGONAL_GAUSSIAN = Problem(
     _genkern_diagonal_gaussian,
     _diagonal_gaussian,
     _moments,
-    noisy=True,
     wrt=(0,),
 )

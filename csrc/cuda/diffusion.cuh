@@ -1,0 +1,763 @@
+// What a thread does with a slot in the kernels of the diffusion family. One element's mathematics
+// is in genkern/diffusion.h, the operators' in genkern/_ops/diffusion.py.
+//
+// A tensor that is not there counts as zeros, its coefficient as 0: neither is read.
+#pragma once
+
+#include <torch/headeronly/macros/Macros.h>
+
+#include "cuda/launch.cuh"
+#include "genkern/diffusion.h"
+
+namespace genkern::cuda {
+
+// The table of coefficients, whose columns are neighbours, and which of its rows a sample reads:
+// its t's, or its own.
+template <class Acc>
+struct Table {
+  const Acc* data;
+  const int64_t* t;  // null: none
+  int64_t rows, row_stride, t_stride;
+
+  struct Row {
+    const Acc* data;
+    __device__ Acc operator[](int column) const { return data[column]; }
+    __device__ Acc get(int column, bool there) const { return there ? data[column] : Acc(0); }
+  };
+  __device__ Row row(int64_t sample) const {
+    int64_t row = sample;
+    if (t) {
+      const int64_t step = t[sample * t_stride];
+      CUDA_KERNEL_ASSERT(step >= 0 && step < rows && "t must be a row of the table");
+      row = step < 0 ? 0 : step < rows ? step : rows - 1;
+    }
+    return {data + row * row_stride};
+  }
+};
+
+// A number a sample, or the same for all.
+template <class Acc>
+struct SampleValues {
+  const Acc* data;  // null: `fallback`
+  int64_t stride;
+  Acc fallback;
+  __device__ Acc operator[](int64_t sample) const {
+    return data ? data[sample * stride] : fallback;
+  }
+};
+
+template <class Acc>
+struct Clip {
+  Acc low, high;
+  __device__ Acc operator()(Acc x) const { return clamp(x, low, high); }
+  // y where x is inside or at the bounds, else 0; NaN counts as inside.
+  __device__ Acc gradient(Acc x, Acc y) const {
+    return select_less(x, low, Acc(0), select_less(high, x, Acc(0), y));
+  }
+};
+
+template <bool kKey, class S, class Acc>
+__device__ void draw_or_load(const S& slot, int tensor, Acc (&eps)[S::kLanes]) {
+  if constexpr (kKey) {
+    slot.normals(eps);
+  } else {
+    slot.load_or(tensor, Acc(0), eps);
+  }
+}
+
+// ---- affine
+
+template <class Acc, bool kKey>
+struct Affine {
+  enum { kX, kY, kZ, kEps, kOut, kTensors };
+  static constexpr bool kSums = false, kDraws = kKey, kBySample = true;
+  Table<Acc> table;
+
+  struct Sample {
+    Acc of_x, of_y, of_z, of_eps;
+
+    template <class S>
+    __device__ void operator()(const S& slot) const {
+      Acc x[S::kLanes], y[S::kLanes], z[S::kLanes], eps[S::kLanes];
+      slot.load(kX, x);
+      slot.load_or(kY, Acc(0), y);
+      slot.load_or(kZ, Acc(0), z);
+      draw_or_load<kKey>(slot, kEps, eps);
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v)
+        x[v] = madd(of_eps, eps[v], madd(of_z, z[v], madd(of_y, y[v], of_x * x[v])));
+      slot.store(kOut, x);
+    }
+  };
+  template <class PlanType>
+  __device__ Sample of(const PlanType& plan, int64_t sample) const {
+    const auto row = table.row(sample);
+    return {row[0], row.get(1, plan.has(kY)), row.get(2, plan.has(kZ)),
+            row.get(3, kKey || plan.has(kEps))};
+  }
+};
+
+// ---- noise_loss
+
+enum LossColumn { kTargetX0, kTargetNoise, kWeight, kOffset };
+
+template <class Acc, bool kKey>
+struct NoiseLoss {
+  enum { kPred, kX0, kEps, kLoss, kTensors };
+  static constexpr bool kSums = true, kDraws = kKey, kBySample = true;
+  Table<Acc> table;
+  SampleValues<Acc> sample_weight;
+
+  struct Sample {
+    Acc target_x0, target_noise, weight, offset;
+
+    template <class S>
+    __device__ Acc operator()(const S& slot) const {
+      Acc d[S::kLanes], x0[S::kLanes], eps[S::kLanes];
+      slot.load(kPred, d);
+      slot.load_or(kX0, Acc(0), x0);
+      draw_or_load<kKey>(slot, kEps, eps);
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
+        d[v] = madd(-target_noise, eps[v], madd(-target_x0, x0[v], d[v]));
+        d[v] = weighted_square(d[v], weight, offset);
+      }
+      if (slot.has(kLoss)) slot.store(kLoss, d);
+      return slot.sum(d);
+    }
+  };
+  template <class PlanType>
+  __device__ Sample of(const PlanType& plan, int64_t sample) const {
+    const auto row = table.row(sample);
+    return {row.get(kTargetX0, plan.has(kX0)), row.get(kTargetNoise, kKey || plan.has(kEps)),
+            row[kWeight] * sample_weight[sample], row[kOffset]};
+  }
+};
+
+template <class Acc, bool kKey>
+struct NoiseLossBackward {
+  enum { kGrad, kPred, kX0, kEps, kGradEps, kGradX0, kGradPred, kTensors };
+  static constexpr bool kSums = false, kDraws = kKey, kBySample = true;
+  Table<Acc> table;
+  SampleValues<Acc> sample_weight;
+  Acc grad_factor;
+
+  struct Sample {
+    Acc target_x0, target_noise, twice_weight, grad_factor;
+
+    template <class S>
+    __device__ void operator()(const S& slot) const {
+      Acc g[S::kLanes], d[S::kLanes], x0[S::kLanes], eps[S::kLanes];
+      slot.load_upstream(kGrad, grad_factor, g);
+      slot.load(kPred, d);
+      slot.load_or(kX0, Acc(0), x0);
+      draw_or_load<kKey>(slot, kEps, eps);
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
+        d[v] = madd(-target_noise, eps[v], madd(-target_x0, x0[v], d[v]));
+        d[v] *= twice_weight * g[v];
+        x0[v] = -target_x0 * d[v];
+        eps[v] = -target_noise * d[v];
+      }
+      if (slot.has(kGradPred)) slot.store(kGradPred, d);
+      if (slot.has(kGradX0)) slot.store(kGradX0, x0);
+      if (slot.has(kGradEps)) slot.store(kGradEps, eps);
+    }
+  };
+  template <class PlanType>
+  __device__ Sample of(const PlanType& plan, int64_t sample) const {
+    const auto row = table.row(sample);
+    return {row.get(kTargetX0, plan.has(kX0)), row.get(kTargetNoise, kKey || plan.has(kEps)),
+            Acc(2) * row[kWeight] * sample_weight[sample], grad_factor};
+  }
+};
+
+// ---- sampler_step
+
+enum StepColumn {
+  kX0Xt,
+  kX0Pred,
+  kMeanX0,
+  kMeanXt,
+  kMeanPred,
+  kStd,
+  kLogVariance,
+  kLogVarianceValues
+};
+
+template <class Acc>
+struct StepRow {
+  Acc x0_x_t, x0_pred, mean_x0, mean_x_t, mean_pred;
+  Acc noise, half_log_variance, half_log_variance_values;
+
+  // A factor of the prediction goes into its coefficients.
+  template <class Row>
+  __device__ StepRow(const Row& row, Acc pred_factor, bool clips, bool noisy, bool learned)
+      : x0_x_t(row.get(kX0Xt, clips)),
+        x0_pred(row.get(kX0Pred, clips) * pred_factor),
+        mean_x0(row.get(kMeanX0, clips)),
+        mean_x_t(row[kMeanXt]),
+        mean_pred(row[kMeanPred] * pred_factor),
+        noise(row.get(kStd, noisy)),
+        half_log_variance(Acc(0.5) * row.get(kLogVariance, learned)),
+        half_log_variance_values(Acc(0.5) * row.get(kLogVarianceValues, learned)) {}
+
+  __device__ Acc x0(Acc x_t, Acc m) const { return madd(x0_pred, m, x0_x_t * x_t); }
+  __device__ Acc learned_std(Acc values) const {
+    return noise * exp(madd(half_log_variance_values, values, half_log_variance));
+  }
+};
+
+template <class Acc, bool kKey>
+struct SamplerStep {
+  enum { kXt, kPred, kVarValues, kUncond, kEps, kOut, kTensors };
+  static constexpr bool kSums = false, kDraws = kKey, kBySample = true;
+  Table<Acc> table;
+  SampleValues<Acc> guidance_factor, threshold;
+  Acc guidance_scale;
+  Clip<Acc> clip;
+  bool clips;  // to the bounds, or to the threshold
+
+  struct Sample {
+    StepRow<Acc> row;
+    Acc guidance_scale;
+    Clip<Acc> clip;
+    bool clips;
+
+    template <class S>
+    __device__ void operator()(const S& slot) const {
+      Acc x[S::kLanes], m[S::kLanes], values[S::kLanes], uncond[S::kLanes], eps[S::kLanes];
+      slot.load(kXt, x);
+      slot.load(kPred, m);
+      slot.load_or(kVarValues, Acc(0), values);
+      slot.load_or(kUncond, Acc(0), uncond);
+      draw_or_load<kKey>(slot, kEps, eps);
+      if (slot.has(kUncond)) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) m[v] = guide(m[v], uncond[v], guidance_scale);
+      }
+      if (slot.has(kVarValues)) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) eps[v] *= row.learned_std(values[v]);
+      } else {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) eps[v] *= row.noise;
+      }
+      if (clips) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v)
+          eps[v] = madd(row.mean_x0, clip(row.x0(x[v], m[v])), eps[v]);
+      }
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v)
+        x[v] = madd(row.mean_x_t, x[v], madd(row.mean_pred, m[v], eps[v]));
+      slot.store(kOut, x);
+    }
+  };
+  template <class PlanType>
+  __device__ Sample of(const PlanType& plan, int64_t sample) const {
+    Sample s{{table.row(sample), guidance_factor[sample], clips, kKey || plan.has(kEps),
+              plan.has(kVarValues)},
+             guidance_scale,
+             clip,
+             clips};
+    if (threshold.data) {
+      // Divided by the threshold after clipping to it: the coefficient is divided instead.
+      const Acc bound = threshold[sample];
+      s.clip = {-bound, bound};
+      s.row.mean_x0 /= bound;
+    }
+    return s;
+  }
+};
+
+template <class Acc, bool kKey>
+struct SamplerStepBackward {
+  enum {
+    kGrad,
+    kXt,
+    kPred,
+    kVarValues,
+    kUncond,
+    kEps,
+    kGradEps,
+    kGradUncond,
+    kGradVarValues,
+    kGradPred,
+    kGradXt,
+    kTensors
+  };
+  static constexpr bool kSums = false, kDraws = kKey, kBySample = true;
+  Table<Acc> table;
+  Acc guidance_scale;  // 1 without guidance
+  Clip<Acc> clip;
+  bool clips;
+
+  struct Sample {
+    StepRow<Acc> row;
+    Acc guidance_scale;
+    Clip<Acc> clip;
+    bool clips;
+
+    template <class S>
+    __device__ void operator()(const S& slot) const {
+      Acc g[S::kLanes];
+      slot.load(kGrad, g);
+      through_mean(slot, g);
+      if (slot.has(kGradVarValues) || slot.has(kGradEps)) through_noise(slot, g);
+    }
+
+   private:
+    template <class S>
+    __device__ void through_mean(const S& slot, const Acc (&g)[S::kLanes]) const {
+      Acc x[S::kLanes], m[S::kLanes], uncond[S::kLanes];
+      if (clips) {
+        slot.load(kXt, x);
+        slot.load(kPred, m);
+        if (slot.has(kUncond)) {
+          slot.load(kUncond, uncond);
+#pragma unroll
+          for (int v = 0; v < S::kLanes; ++v) m[v] = guide(m[v], uncond[v], guidance_scale);
+        }
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) {
+          const Acc along = clip.gradient(row.x0(x[v], m[v]), row.mean_x0 * g[v]);
+          x[v] = madd(row.x0_x_t, along, row.mean_x_t * g[v]);
+          m[v] = madd(row.x0_pred, along, row.mean_pred * g[v]);
+        }
+      } else {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) {
+          x[v] = row.mean_x_t * g[v];
+          m[v] = row.mean_pred * g[v];
+        }
+      }
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
+        uncond[v] = (Acc(1) - guidance_scale) * m[v];
+        m[v] *= guidance_scale;
+      }
+      if (slot.has(kGradXt)) slot.store(kGradXt, x);
+      if (slot.has(kGradPred)) slot.store(kGradPred, m);
+      if (slot.has(kGradUncond)) slot.store(kGradUncond, uncond);
+    }
+
+    template <class S>
+    __device__ void through_noise(const S& slot, const Acc (&g)[S::kLanes]) const {
+      Acc std[S::kLanes], eps[S::kLanes];
+      if (slot.has(kVarValues)) {
+        slot.load(kVarValues, std);
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) std[v] = g[v] * row.learned_std(std[v]);
+      } else {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) std[v] = g[v] * row.noise;
+      }
+      if (slot.has(kGradEps)) slot.store(kGradEps, std);
+      if (slot.has(kGradVarValues)) {
+        draw_or_load<kKey>(slot, kEps, eps);
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) std[v] *= row.half_log_variance_values * eps[v];
+        slot.store(kGradVarValues, std);
+      }
+    }
+  };
+  template <class PlanType>
+  __device__ Sample of(const PlanType& plan, int64_t sample) const {
+    return {{table.row(sample), Acc(1), clips, kKey || plan.has(kEps), plan.has(kVarValues)},
+            guidance_scale,
+            clip,
+            clips};
+  }
+};
+
+// ---- what a step needs to know of a whole sample
+
+// Mean and sum of squared deviations of n numbers; merged as in Chan, Golub and LeVeque, "Updating
+// formulae and a pairwise algorithm for computing sample variances", 1979, (1.5).
+struct Moments {
+  double mean, squares;
+  __device__ void merge(double n, const Moments& other, double other_n) {
+    const double share = other_n / (n + other_n), delta = other.mean - mean;
+    mean += delta * share;
+    squares += other.squares + delta * delta * n * share;
+  }
+};
+
+// Of the prediction and of what guidance makes of it.
+struct GuidanceMoments {
+  double n;
+  Moments plain, guided;
+
+  __device__ GuidanceMoments& operator+=(const GuidanceMoments& other) {
+    if (other.n == 0) return *this;
+    plain.merge(n, other.plain, other.n);
+    guided.merge(n, other.guided, other.n);
+    n += other.n;
+    return *this;
+  }
+  // rescale std(plain) / std(guided) + 1 - rescale, std as torch's, unbiased.
+  __device__ double factor(double rescale) const {
+    const double ratio = sqrt(plain.squares / (n - 1)) / sqrt(guided.squares / (n - 1));
+    return rescale * ratio + (1 - rescale);
+  }
+};
+__device__ inline Moments shuffle_down(const Moments& x, int step) {
+  return {shuffle_down(x.mean, step), shuffle_down(x.squares, step)};
+}
+__device__ inline GuidanceMoments shuffle_down(const GuidanceMoments& x, int step) {
+  return {shuffle_down(x.n, step), shuffle_down(x.plain, step), shuffle_down(x.guided, step)};
+}
+
+// Of the numbers of one thread: sums of what differs from the first of them. As that is one of
+// them, the subtraction at the end cancels at most as many times the rounding error as there are.
+template <class Acc>
+struct ShiftedSums {
+  Acc shift;
+  double sum = 0, squares = 0;
+
+  template <class S>
+  __device__ void add(const S& slot, Acc (&x)[S::kLanes], bool first) {
+    if (first) shift = x[0];
+#pragma unroll
+    for (int v = 0; v < S::kLanes; ++v) x[v] -= shift;
+    sum += slot.sum(x);
+#pragma unroll
+    for (int v = 0; v < S::kLanes; ++v) x[v] *= x[v];
+    squares += slot.sum(x);
+  }
+  __device__ Moments moments(double n) const { return {shift + sum / n, squares - sum * sum / n}; }
+};
+
+struct Guidance {
+  enum { kPred, kUncond, kTensors };
+};
+
+template <class T, Walk kWalk, class Acc>
+__global__ void __launch_bounds__(kThreads, 1)
+    guidance_moments(const __grid_constant__ Plan<Guidance::kTensors> plan, Acc scale,
+                     double rescale, GuidanceMoments* partials) {
+  const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  ShiftedSums<Acc> plain, guided;
+  int64_t n = 0;
+  if (sample < plan.samples)
+    for_sample_slots<T, kWalk>(plan, Stream{}, sample, [&](const auto& slot) {
+      constexpr int kLanes = std::decay_t<decltype(slot)>::kLanes;
+      Acc pred[kLanes], m[kLanes];
+      slot.load(Guidance::kPred, pred);
+      slot.load(Guidance::kUncond, m);
+#pragma unroll
+      for (int v = 0; v < kLanes; ++v) m[v] = guide(pred[v], m[v], scale);
+      plain.add(slot, pred, n == 0);
+      guided.add(slot, m, n == 0);
+      n += slot.count();
+    });
+  GuidanceMoments total{};
+  if (n > 0) total = {static_cast<double>(n), plain.moments(n), guided.moments(n)};
+  total = sum_threads(total, blockDim.x);
+  if (threadIdx.x || sample >= plan.samples) return;
+  if (partials) {
+    partials[sample * gridDim.y + blockIdx.y] = total;
+  } else {
+    static_cast<Acc*>(plan.result)[sample] = static_cast<Acc>(total.factor(rescale));
+  }
+}
+
+// blockDim.x threads a sample.
+template <class Acc>
+__global__ void __launch_bounds__(kThreads, 1)
+    merge_moments(const GuidanceMoments* partials, Acc* out, int64_t samples, int64_t blocks,
+                  double rescale) {
+  const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  GuidanceMoments total{};
+  if (sample < samples)
+    for (int64_t i = threadIdx.x; i < blocks; i += blockDim.x)
+      total += partials[sample * blocks + i];
+  total = sum_threads(total, blockDim.x);
+  if (threadIdx.x == 0 && sample < samples) out[sample] = static_cast<Acc>(total.factor(rescale));
+}
+
+// The bits of numbers >= 0 are ordered as they are.
+__device__ inline uint32_t magnitude_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
+__device__ inline unsigned long long magnitude_bits(double x) {  // the type atomicMin knows
+  return static_cast<unsigned long long>(__double_as_longlong(x)) & 0x7fffffffffffffffull;
+}
+__device__ inline double from_bits(uint32_t bits) { return __uint_as_float(bits); }
+__device__ inline double from_bits(unsigned long long bits) { return __longlong_as_double(bits); }
+
+template <class Acc>
+struct DynamicThreshold {
+  enum { kXt, kPred, kUncond, kTensors };
+  Table<Acc> table;
+  SampleValues<Acc> guidance_factor;
+  Acc guidance_scale;
+  double rank;  // of the quantile, counted from 0
+  double max_value;
+};
+
+// One block a sample selects by radix, digit by digit from the top: how many numbers with the
+// digits found so far have which next digit. They are computed again for each digit, not kept.
+constexpr int kThresholdThreads = 1024;
+constexpr int kDigit = 11, kBins = 1 << kDigit;
+// Most numbers share a few exponents: neighbours in a warp count in tables of their own.
+constexpr int kCopies = 4;
+
+template <class T, Walk kWalk, class Acc>
+__global__ void __launch_bounds__(kThresholdThreads, 1)
+    select_threshold(const __grid_constant__ Plan<DynamicThreshold<Acc>::kTensors> plan,
+                     const __grid_constant__ DynamicThreshold<Acc> body) {
+  using Bits = decltype(magnitude_bits(Acc(0)));
+  using Body = DynamicThreshold<Acc>;
+  __shared__ unsigned counts[kBins][kCopies];
+  __shared__ int64_t warps[kThresholdThreads / 32], left_of_digit;
+  __shared__ Bits found_bits, next_bits;
+  const int64_t sample = blockIdx.x;
+  const int thread = threadIdx.x, lane = thread % 32;
+  const auto row = body.table.row(sample);
+  const Acc of_x = row[kX0Xt], of_m = row[kX0Pred] * body.guidance_factor[sample];
+
+  int64_t left = static_cast<int64_t>(body.rank);  // numbers below the wanted one, of these digits
+  Bits found = 0, next = ~Bits(0);
+  if (thread == 0) next_bits = next;
+#pragma unroll 1
+  for (int shift = 8 * sizeof(Bits) - 1; shift > 0;) {
+    const int above = shift;
+    shift = max(shift - kDigit, 0);
+    const Bits mask = (Bits(1) << (above - shift)) - 1;
+    for (int i = thread; i < kBins * kCopies; i += kThresholdThreads) counts[0][i] = 0;
+    __syncthreads();
+    for_sample_slots<T, kWalk>(plan, Stream{}, sample, [&](const auto& slot) {
+      constexpr int kLanes = std::decay_t<decltype(slot)>::kLanes;
+      Acc x[kLanes], m[kLanes], uncond[kLanes];
+      slot.load(Body::kXt, x);
+      slot.load(Body::kPred, m);
+      if (slot.has(Body::kUncond)) {
+        slot.load(Body::kUncond, uncond);
+#pragma unroll
+        for (int v = 0; v < kLanes; ++v) m[v] = guide(m[v], uncond[v], body.guidance_scale);
+      }
+#pragma unroll
+      for (int v = 0; v < kLanes; ++v) {
+        if (v >= slot.count()) break;
+        const Bits bits = magnitude_bits(madd(of_m, m[v], of_x * x[v]));
+        if (bits >> above == found >> above) {
+          atomicAdd(&counts[bits >> shift & mask][lane % kCopies], 1u);
+        } else if (shift == 0 && bits > found && bits < next) {
+          next = bits;
+        }
+      }
+    });
+    __syncthreads();
+    // Of the digits 2 thread and 2 thread + 1: how many numbers, and how many below.
+    int64_t count[2] = {};
+    for (int c = 0; c < kCopies; ++c) {
+      count[0] += counts[2 * thread][c];
+      count[1] += counts[2 * thread + 1][c];
+    }
+    int64_t below = count[0] + count[1];
+    for (int step = 1; step < 32; step *= 2) {
+      const int64_t other = __shfl_up_sync(0xffffffffu, below, step);
+      if (lane >= step) below += other;
+    }
+    if (lane == 31) warps[thread / 32] = below;
+    __syncthreads();
+    for (int w = 0; w < thread / 32; ++w) below += warps[w];
+    below -= count[0] + count[1];
+    for (int i = 0; i < 2; ++i) {
+      if (below <= left && left < below + count[i]) {
+        found_bits = found | static_cast<Bits>(2 * thread + i) << shift;
+        left_of_digit = left - below;
+        // The next number is the same once more, or it is found below.
+        if (shift == 0 && left + 1 < below + count[i]) next_bits = found_bits;
+      }
+      below += count[i];
+    }
+    __syncthreads();
+    const Bits prefix = found;
+    found = found_bits;
+    left = left_of_digit;
+    if (shift > 0) continue;
+    for (int i = 1; i >= 0; --i) {
+      const Bits bits = prefix | static_cast<Bits>(2 * thread + i);
+      if (count[i] && bits > found) next = bits;
+    }
+  }
+  if (next != ~Bits(0)) atomicMin(&next_bits, next);
+  __syncthreads();
+  if (thread) return;
+  const double low = from_bits(found), fraction = body.rank - floor(body.rank);
+  const double high = next_bits == ~Bits(0) ? low : from_bits(next_bits);
+  const Acc quantile = static_cast<Acc>(low + fraction * (high - low));
+  static_cast<Acc*>(plan.result)[sample] =
+      clamp(quantile, Acc(1), static_cast<Acc>(body.max_value));
+}
+
+// ---- vlb
+
+enum VlbColumn {
+  kDiffX0,
+  kDiffNoise,
+  kDiffPred,
+  kVlbMeanX0,
+  kTrueLogVariance,
+  kVlbLogVariance,
+  kVlbLogVarianceValues,
+  kDecoder
+};
+
+template <class Acc>
+struct VlbConstants {
+  Acc vlb_scale, simple_scale;
+  Clip<Acc> clip;
+  bool clips, detach_mean;
+};
+
+template <class Acc>
+struct VlbRow {
+  Acc diff_x0, diff_noise, diff_pred, mean_x0, true_lv, lv, lv_values;
+  bool decoder;
+
+  template <class Row>
+  __device__ VlbRow(const Row& row, bool learned)
+      : diff_x0(row[kDiffX0]),
+        diff_noise(row[kDiffNoise]),
+        diff_pred(row[kDiffPred]),
+        mean_x0(row[kVlbMeanX0]),
+        true_lv(row[kTrueLogVariance]),
+        lv(row[kVlbLogVariance]),
+        lv_values(row.get(kVlbLogVarianceValues, learned)),
+        decoder(row[kDecoder] > Acc(0.5)) {}
+
+  // x0 - x0_hat, before clipping.
+  __device__ Acc difference(Acc pred, Acc x0, Acc eps) const {
+    return madd(diff_pred, pred, madd(diff_noise, eps, diff_x0 * x0));
+  }
+  __device__ Acc log_variance(Acc values) const { return madd(lv_values, values, lv); }
+};
+
+template <class Acc, bool kKey>
+struct Vlb {
+  enum { kPred, kVarValues, kX0, kEps, kLoss, kTensors };
+  static constexpr bool kSums = true, kDraws = kKey, kBySample = true;
+  Table<Acc> table;
+  VlbConstants<Acc> constants;
+
+  struct Sample {
+    VlbRow<Acc> row;
+    VlbConstants<Acc> c;
+
+    template <class S>
+    __device__ Acc operator()(const S& slot) const {
+      Acc pred[S::kLanes], lv[S::kLanes], x0[S::kLanes], eps[S::kLanes], d[S::kLanes];
+      slot.load(kPred, pred);
+      slot.load_or(kVarValues, Acc(0), lv);
+      slot.load(kX0, x0);
+      draw_or_load<kKey>(slot, kEps, eps);
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
+        lv[v] = row.log_variance(lv[v]);
+        d[v] = row.difference(pred[v], x0[v], eps[v]);
+        eps[v] = pred[v] - eps[v];
+      }
+      if (c.clips) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) d[v] = x0[v] - c.clip(x0[v] - d[v]);
+      }
+      if (row.decoder) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) d[v] = decoder_nll(d[v], x0[v], lv[v]).value;
+      } else {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v)
+          d[v] = step_kl(d[v], row.mean_x0, row.true_lv, lv[v]).value;
+      }
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) d[v] *= c.vlb_scale;
+      if (c.simple_scale != Acc(0)) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) d[v] = weighted_square(eps[v], c.simple_scale, d[v]);
+      }
+      if (slot.has(kLoss)) slot.store(kLoss, d);
+      return slot.sum(d);
+    }
+  };
+  template <class PlanType>
+  __device__ Sample of(const PlanType& plan, int64_t sample) const {
+    return {{table.row(sample), plan.has(kVarValues)}, constants};
+  }
+};
+
+template <class Acc, bool kKey>
+struct VlbBackward {
+  enum { kGrad, kPred, kVarValues, kX0, kEps, kGradVarValues, kGradPred, kTensors };
+  static constexpr bool kSums = false, kDraws = kKey, kBySample = true;
+  Table<Acc> table;
+  VlbConstants<Acc> constants;
+  Acc grad_factor;
+
+  struct Sample {
+    VlbRow<Acc> row;
+    VlbConstants<Acc> c;
+    Acc grad_factor;
+
+    template <class S>
+    __device__ void operator()(const S& slot) const {
+      Acc g[S::kLanes], pred[S::kLanes], lv[S::kLanes], x0[S::kLanes], eps[S::kLanes];
+      Acc d[S::kLanes], of_pred[S::kLanes];
+      slot.load_upstream(kGrad, grad_factor, g);
+      slot.load(kPred, pred);
+      slot.load_or(kVarValues, Acc(0), lv);
+      slot.load(kX0, x0);
+      draw_or_load<kKey>(slot, kEps, eps);
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
+        lv[v] = row.log_variance(lv[v]);
+        d[v] = row.difference(pred[v], x0[v], eps[v]);
+        eps[v] = pred[v] - eps[v];
+        of_pred[v] = c.detach_mean ? Acc(0) : c.vlb_scale * row.diff_pred;
+      }
+      if (c.clips) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) {
+          const Acc x0_hat = x0[v] - d[v];
+          of_pred[v] = c.clip.gradient(x0_hat, of_pred[v]);
+          d[v] = x0[v] - c.clip(x0_hat);
+        }
+      }
+      if (row.decoder) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) {
+          const auto nll = decoder_nll(d[v], x0[v], lv[v]);
+          d[v] = nll.d;
+          lv[v] = nll.lv;
+        }
+      } else {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) {
+          const auto kl = step_kl(d[v], row.mean_x0, row.true_lv, lv[v]);
+          d[v] = kl.d;
+          lv[v] = kl.lv;
+        }
+      }
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
+        d[v] *= of_pred[v];
+        lv[v] *= g[v] * (c.vlb_scale * row.lv_values);
+      }
+      if (c.simple_scale != Acc(0)) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) d[v] = madd(Acc(2) * c.simple_scale, eps[v], d[v]);
+      }
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) d[v] *= g[v];
+      if (slot.has(kGradPred)) slot.store(kGradPred, d);
+      if (slot.has(kGradVarValues)) slot.store(kGradVarValues, lv);
+    }
+  };
+  template <class PlanType>
+  __device__ Sample of(const PlanType& plan, int64_t sample) const {
+    return {{table.row(sample), plan.has(kVarValues)}, constants, grad_factor};
+  }
+};
+
+}  // namespace genkern::cuda
