@@ -417,7 +417,8 @@ def _vlb_parts(
 
 def _vlb_reference(pred: Tensor, *rest: Any) -> Tensor:
     *args, vlb_scale, simple_scale, detach_mean, reduction = rest
-    term, _, _, error = _vlb_parts(pred, *args, detach_mean=detach_mean)
+    given: Args = (pred, *args, detach_mean)
+    term, _, _, error = _vlb_parts(*given)
     value = vlb_scale * term.value
     if simple_scale != 0.0:
         value = value + simple_scale * error * error
@@ -429,7 +430,8 @@ def _vlb_backward_reference(
     grad: Tensor, pred: Tensor, var_values: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     *args, vlb_scale, simple_scale, detach_mean, reduction, output_mask = rest
-    term, by_pred, by_values, error = _vlb_parts(pred, var_values, *args, detach_mean=detach_mean)
+    given: Args = (pred, var_values, *args, detach_mean)
+    term, by_pred, by_values, error = _vlb_parts(*given)
     g = spread(wide(grad), pred, reduction)
     along_pred = vlb_scale * term.d * by_pred
     if simple_scale != 0.0:
