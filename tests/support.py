@@ -35,11 +35,20 @@ def skip_unless_usable(backend: Backend) -> None:
     skip_if_refused(backend, OPS["bernoulli_nll"], (x, x, 0))
 
 
+def writes(op: Op) -> bool:
+    """Whether the operator returns nothing and writes its last argument."""
+    return not op.overload._schema.returns
+
+
 def run(backend: Backend, op: Op, args: tuple[Any, ...]) -> Any:
-    """A call of this backend alone: no routing, no autograd."""
+    """A call of this backend alone: no routing, no autograd. The result, also of what writes it."""
     kernel = backend.kernel(op, args)
     assert not isinstance(kernel, str), kernel
-    return kernel(*args)
+    if not writes(op):
+        return kernel(*args)
+    out = args[-1].clone()
+    assert kernel(*(out if a is args[-1] else a for a in args)) is None
+    return out
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:
@@ -52,7 +61,8 @@ _FAKE_MODE = FakeTensorMode()
 def fake_outputs(op: Op, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     with _FAKE_MODE as mode:
         fakes = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]
-        return outputs(op.overload(*fakes))
+        result = op.overload(*fakes)
+        return outputs(fakes[-1] if writes(op) else result)
 
 
 def bits(x: Tensor) -> Tensor:

@@ -76,6 +76,16 @@ def test_conforms(op, backend, dtype):
     assert not problems, f"{len(problems)} samples\n" + "\n".join(problems)
 
 
+@each_dtype
+@each_op
+def test_tolerances_are_a_few_roundings(op, dtype):
+    """One sample where the plain expression goes wrong would let every error pass."""
+    if op.name in INTEGER_OPS and dtype != torch.float32:
+        pytest.skip("integers have no dtype to vary")
+    epsilon = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    assert all(t <= 64 * epsilon for t in testing.tolerances(op.name, dtype))
+
+
 def _wide_calls():
     """Calls large enough for several threads, with rows that do not divide evenly."""
     mu, logvar, x, noise = (randn(37, 8191, seed=s) for s in range(4))
@@ -130,12 +140,42 @@ def _wide_gan_calls():
     yield "optimal_discriminator_backward", (grad, real, fake, 0b11)
 
 
+def _wide_diffusion_calls():
+    x, y, values, uncond, noise = (randn(37, 8191, seed=s) for s in range(5))
+    key, keys = genkern.random.key(3), genkern.random.split(genkern.random.key(3), 37)
+    table, t = randn(6, 8, seed=5).abs() + 0.1, torch.arange(37) % 6
+    table[:, 7] = torch.arange(6) == 2  # the decoder's row
+    factor = torch.linspace(0.5, 1.5, 37)
+    affine = (x, y, values, key, None, table, t)
+    step = (x, y, values, uncond, keys, None, table, t)
+    yield "affine", affine
+    yield "affine_out", (*affine, torch.empty_like(x))
+    for options in ((factor, factor + 1.0, 2.0, *NO_CLAMP), (None, None, 2.0, -0.5, 0.5)):
+        yield "sampler_step", (*step, *options)
+        yield "sampler_step_out", (*step, *options, torch.empty_like(x))
+    noisy = (*step[:4], None, noise, table, t)
+    yield "sampler_step_backward", (uncond, *noisy, 2.0, -0.5, 0.5, 0b11111)
+    for rows in (37, 1):
+        a, b, c = (v.reshape(rows, -1) for v in (x, y, uncond))
+        yield "guidance_factor", (a, b, 3.0, 0.7)
+        yield "dynamic_threshold", (a, b, c, table[:1], None, None, 3.0, 0.995, 100.0)
+    for reduction in range(5):
+        up = x if reduction == 0 else randn(37) if reduction == 4 else randn()
+        loss = (x, y, None, noise, table[:, :4], t, factor, reduction)
+        yield "noise_loss", loss
+        yield "noise_loss_forming", loss
+        yield "noise_loss_backward", (up, *loss, 0b111)
+        vlb = (x, values, y.clamp(-1, 1), key, None, table, t, -1.0, 1.0, 0.7, 1.0, False)
+        yield "vlb", (*vlb, reduction)
+        yield "vlb_backward", (up, *vlb, reduction, 0b11)
+
+
 @each_backend
 @each_op
 def test_same_bits_for_any_number_of_threads(op, backend):
     if backend.name == "triton":
         pytest.skip("triton: the interpreter runs one program after another")
-    calls = itertools.chain(_wide_calls(), _wide_gan_calls())
+    calls = itertools.chain(_wide_calls(), _wide_gan_calls(), _wide_diffusion_calls())
     for args in (args for name, args in calls if name == op.name):
         skip_if_refused(backend, op, args)
         results = []

@@ -42,8 +42,89 @@ def _half_gaussian(moments):
     return posterior.sample(key=key(1)), posterior.kl()
 
 
+def _op(name: str, columns: int, t: torch.Tensor | None = None):
+    """A diffusion operator of small tensors, given its tensors and options around the table."""
+    table = randn(4, columns, dtype=F64, seed=9)
+    table = table if t is not None else table[:2]
+    return lambda *args: OPS[name](*(table if a is TABLE else t if a is TIMES else a for a in args))
+
+
+TABLE, TIMES = object(), object()
+STEPS = torch.tensor([3, 1])
+
+
+def _vlb(detach: bool, open_bins: bool = False):
+    # Three samples: the decoder's, and two steps of a short chain.
+    table = torch.tensor(
+        [
+            [0.1, -0.3, 0.2, 0.4, -1.0, -1.5, 0.3, 1.0],
+            [0.2, -0.9, 0.8, 0.3, -0.8, -0.7, 0.2, 0.0],
+            [0.1, -0.7, 0.9, 0.2, -0.2, -0.5, 0.4, 0.0],
+        ],
+        dtype=F64,
+    )
+
+    def call(p, v, x, e):
+        pixels = torch.tensor([[1.0, -1.0, 0.2]], dtype=F64).expand(3, 3) if open_bins else x.tanh()
+        options = (None, e, table, None, -0.9, 0.9, 0.7, 0.0 if detach else 1.3, detach, 4)
+        return OPS["vlb"](p, v, pixels, *options)
+
+    return call
+
+
+_affine, _affine_t = _op("affine", 4), _op("affine", 4, STEPS)
+_noise_loss, _noise_loss_t = _op("noise_loss", 4), _op("noise_loss", 4, STEPS)
+_step, _step_t = _op("sampler_step", 8), _op("sampler_step", 8, STEPS)
+_threshold = _op("dynamic_threshold", 8)
+_PLAIN = (1.0, -math.inf, math.inf)
+
 # Every differentiable function with every kind of argument; gradcheck is slow, so small shapes.
 CASES = {
+    "affine": (
+        lambda x, y, z, e: _affine_t(x, y, z, None, e, TABLE, TIMES),
+        [(2, 3)] * 4,
+    ),
+    "affine key": (lambda x, z: _affine(x, None, z, key(1), None, TABLE, None), [(2, 3)] * 2),
+    "noise_loss sample": (
+        lambda p, x, e, w: _noise_loss_t(p, x, None, e, TABLE, TIMES, w, 4),
+        [(2, 3), (2, 3), (2, 3), (2,)],
+    ),
+    "noise_loss keys mean": (
+        lambda p: _noise_loss(p, None, split(key(1), 2), None, TABLE, None, None, 1),
+        [(2, 3)],
+    ),
+    "noise_loss none": (
+        lambda p, x: _noise_loss(p, x, key(1), None, TABLE, None, None, 0),
+        [(2, 3)] * 2,
+    ),
+    "sampler_step": (
+        lambda x, p, v, u, e: _step_t(
+            x, p, v, u, None, e, TABLE, TIMES, None, None, 3.0, -0.9, 0.8
+        ),
+        [(2, 3)] * 5,
+    ),
+    "sampler_step keys": (
+        lambda x, p, v: _step(
+            x, p, v, None, split(key(1), 2), None, TABLE, None, None, None, *_PLAIN
+        ),
+        [(2, 3)] * 3,
+    ),
+    "sampler_step of a whole sample": (
+        lambda x, p, u, f, s: _step(
+            x, p, None, u, key(1), None, TABLE, None, f, s.exp(), 2.0, *_PLAIN[1:]
+        ),
+        [(2, 3), (2, 3), (2, 3), (2,), (2,)],
+    ),
+    "guidance_factor": (lambda p, u: OPS["guidance_factor"](p, u, 3.0, 0.7), [(2, 5)] * 2),
+    "dynamic_threshold": (
+        lambda x, p, u: _threshold(3.0 * x, p, u, TABLE, None, None, 2.0, 0.8, 100.0),
+        [(2, 6)] * 3,
+    ),
+    "vlb": (_vlb(detach=False), [(3, 3)] * 4),
+    "vlb open bins": (
+        lambda p, v: _vlb(False, True)(p, v, None, randn(3, 3, dtype=F64)),
+        [(3, 3)] * 2,
+    ),
     "rsample key": (lambda m, v: rsample(m, v, key=key(1)), [(2, 3), (2, 3)]),
     "rsample keys k": (
         lambda m, v: rsample(m, v, key=split(key(1), 2), num_samples=3),

@@ -46,6 +46,11 @@ def _stepped(x):
     return whole[..., 1].copy_(x)
 
 
+# Coefficients of the diffusion operators: any, but with a row of the decoder.
+TABLE = torch.linspace(0.2, 1.4, 32).reshape(4, 8)
+TABLE[:, 7] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+TIMES = torch.tensor([2, 0, 3])
+
 LAYOUTS = {
     "contiguous": lambda x: x.contiguous(),
     "channels_last": _channels_last,
@@ -76,6 +81,16 @@ def test_strides_do_not_change_the_numbers(backend, layout):
         "discriminator": lambda m, v, a, b, e: discriminator_loss(m, v, reduction="none"),
         "interpolate": lambda m, v, a, b, e: interpolate(m, v, key=key(2)),
         "optimal": lambda m, v, a, b, e: optimal_discriminator(m, v),
+        "affine": lambda m, v, a, b, e: OPS["affine"](m, v, a, None, e, TABLE, TIMES),
+        "noise_loss": lambda m, v, a, b, e: OPS["noise_loss"](
+            m, v, keys, None, TABLE[:, :4], TIMES, None, 0
+        ),
+        "sampler_step": lambda m, v, a, b, e: OPS["sampler_step"](
+            m, v, a, b, None, e, TABLE, TIMES, None, None, 2.0, -0.5, 0.5
+        ),
+        "vlb": lambda m, v, a, b, e: OPS["vlb"](
+            m, v, a, key(2), None, TABLE, TIMES, -1.0, 1.0, 0.5, 1.0, False, 0
+        ),
     }
     with genkern.use_backend(backend.name):
         for name, call in calls.items():
@@ -196,6 +211,7 @@ def test_common_layouts_need_no_copy(layout):
     skip_unless_usable(NATIVE)
     mu, logvar, m2, lv2 = (COMMON[layout](s) for s in range(4))
     k = key(1)
+    t, step = torch.arange(8) % 4, (None, None, 2.0, -0.5, 0.5)
     # An expanded mu has a dense result, as torch.empty_like gives.
     for outs, call in (
         (1, lambda: rsample(mu, logvar, key=k)),
@@ -209,6 +225,11 @@ def test_common_layouts_need_no_copy(layout):
         (0, lambda: discriminator_loss(mu, logvar)),
         (0, lambda: gradient_penalty(mu)),
         (1, lambda: interpolate(mu, logvar, key=k)),
+        (1, lambda: OPS["affine"](mu, logvar, None, k, None, TABLE, t)),
+        (0, lambda: OPS["noise_loss"](mu, logvar, k, None, TABLE[:, :4], t, None, 1)),
+        (1, lambda: OPS["sampler_step"](mu, m2, logvar, lv2, k, None, TABLE, t, *step)),
+        (0, lambda: OPS["vlb"](mu, logvar, m2, k, None, TABLE, t, -1.0, 1.0, 1.0, 1.0, True, 1)),
+        (0, lambda: OPS["guidance_factor"](mu, m2, 3.0, 0.7)),
     ):
         assert outs * SIZE <= _allocated(call) <= outs * SIZE + SCRATCH
 

@@ -44,6 +44,18 @@ OPCHECK = {
     "bernoulli_nll_backward": ["channels_last-none", "small-sample"],
     "gaussian_nll": ["mixed-sum", "chunk-none-logvar"],
     "gaussian_nll_backward": ["mixed-none", "small-sample-logvar"],
+    "affine": ["channels_last-keys", "mixed-all", "small-noise"],
+    "affine_out": ["small-key", "contiguous-noise-in_place"],
+    "noise_loss": ["chunk-sample-keys", "small-none-noise", "mixed-x0"],
+    "noise_loss_forming": ["small-mean-key", "mixed-none-noise"],
+    "noise_loss_backward": ["chunk-batchmean-noise", "small-sample-keys"],
+    "sampler_step": ["guided-chunk-noise", "learned-small-keys", "ft-mixed", "plain-0d"],
+    "sampler_step_out": ["clip-small-key", "learned-contiguous-noise-in_place"],
+    "sampler_step_backward": ["guided-small-noise", "clip-mixed-keys"],
+    "guidance_factor": ["channels_last", "small"],
+    "dynamic_threshold": ["guided-mixed", "small"],
+    "vlb": ["small-none-key", "chunk-mean-noise", "mixed-sample-keys"],
+    "vlb_backward": ["small-mean-key", "mixed-none-noise"],
     "discriminator_loss": ["small-mean-0", "chunk-none-0", "shapes-1-4"],
     "discriminator_loss_forming": ["small-mean-5", "shapes-2-2"],
     "discriminator_loss_backward": ["small-sample-5", "shapes-1-1"],
@@ -58,6 +70,12 @@ OPCHECK = {
     "optimal_discriminator": ["mixed"],
     "optimal_discriminator_backward": ["channels_last"],
 }
+
+
+# Coefficients of the diffusion operators: any, but with a row of the decoder.
+TABLE = torch.linspace(0.2, 1.4, 32).reshape(4, 8)
+TABLE[:, 7] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+TIMES = torch.tensor([2, 0, 3])
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +194,43 @@ def test_compile_everything_in_one_graph():
         torch.testing.assert_close(got, want)
 
 
+def test_compile_the_diffusion_operators_in_one_graph():
+    torch._dynamo.reset()
+    shape = (3, 4, 5)
+
+    def everything(x, p, v, u, keys, t):
+        factor = OPS["guidance_factor"](p, u, 2.0, 0.7)
+        threshold = OPS["dynamic_threshold"](x, p, u, TABLE, t, factor, 2.0, 0.9, 100.0)
+        x_t = OPS["affine"](x, None, None, keys, None, TABLE, t)
+        whole = (keys, None, TABLE, t, factor, threshold, 2.0, -1.0, 1.0)
+        out = torch.empty_like(x)
+        OPS["affine_out"](x, p, None, None, None, TABLE, t, out)
+        return (
+            x_t,
+            out,
+            OPS["sampler_step"](x, p, v, u, *whole),
+            OPS["noise_loss"](p, x, keys, None, TABLE[:, :4], t, factor, 1),
+            OPS["vlb"](p, v, x, keys, None, TABLE, t, -1.0, 1.0, 0.5, 1.0, True, 4),
+        )
+
+    tensors = [randn(*shape, seed=s) for s in range(4)]
+    arguments = (*tensors, split(key(1), 3), TIMES)
+    compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    for got, want in zip(compiled(*arguments), everything(*arguments), strict=True):
+        assert same_bits(got, want)
+
+    def gradients(function):
+        x, p, v, u = (a.clone().requires_grad_() for a in tensors)
+        x_t, _, step, loss, bound = function(x, p, v, u, *arguments[4:])
+        total = x_t.sum() + step.square().sum() + loss + bound.sum()
+        return torch.autograd.grad(total, (x, p, v, u))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    for got, want in zip(gradients(compiled), gradients(everything), strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_compile_draws_new_keys():
     torch._dynamo.reset()
     mu, logvar = torch.zeros(4, 50), torch.zeros(4, 50)
@@ -235,6 +290,33 @@ def test_vmap(backend):
             (lambda m, v: gaussian_nll(m, v, reduction="none"), (mu, logvar)),
             (lambda k: normal(k, 4), (keys,)),
             (lambda k: split(k, 2), (keys,)),
+            (
+                lambda m, v, k, t: OPS["affine"](m, v, None, k, None, TABLE, t),
+                (mu, logvar, keys, TIMES),
+            ),
+            (
+                lambda m, v, e, t: OPS["noise_loss"](m, v, None, e, TABLE[:, :4], t, None, 4),
+                (mu, logvar, noise, TIMES),
+            ),
+            (
+                lambda m, v, k, t: OPS["sampler_step"](
+                    m, v, m, v, k, None, TABLE, t, None, None, 2.0, -0.5, 0.5
+                ),
+                (mu, logvar, keys, TIMES),
+            ),
+            (lambda m, v: OPS["guidance_factor"](m, v, 3.0, 0.7), (mu, logvar)),
+            (
+                lambda m, v, t: OPS["dynamic_threshold"](
+                    m, v, None, TABLE, t, None, 1.0, 0.9, 100.0
+                ),
+                (mu, logvar, TIMES),
+            ),
+            (
+                lambda m, v, e, t: OPS["vlb"](
+                    m, v, e, None, v, TABLE, t, -1.0, 1.0, 0.5, 1.0, True, 1
+                ),
+                (mu, logvar, noise, TIMES),
+            ),
         ):
             together = torch.vmap(call)(*args)
             one_by_one = [call(*(a[i] for a in args)) for i in range(3)]

@@ -14,15 +14,15 @@ kernel family, and a schedule, a prediction type or a sampler is a table of coef
                   L = 1/2 (expm1(r) - r + (mean_x0 d)^2 e^-lv2)              Ho et al. 2020, (5)
                   or, in rows with decoder = 1, -log P(x0's bin)             Ho et al. 2020, (13)
 
-`coefficients` is (R, columns) in the arithmetic's dtype. Sample b reads row t[b] (kernels clamp t
-to the table); without t, the only row, or row b of B.
+`coefficients` is (R, columns) in the arithmetic's dtype. Sample b reads row t[b] (t is clamped to
+the table, or refused where it can be read for nothing); without t, the only row, or row b of B.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -328,13 +328,29 @@ def _dynamic_threshold_reference(
 # ---- vlb
 
 
-def _decoder_nll(difference: Tensor, x0: Tensor, log_variance: Tensor) -> Tensor:
-    """-log of the discretised N(x0_hat, e^log_variance) at x0's bin; difference = x0 - x0_hat."""
-    inverse = torch.exp((-0.5 * log_variance).clamp(max=88.0))
+class _Term(NamedTuple):
+    """A term of the bound, and its derivatives by d = x0 - x0_hat and by the log-variance."""
+
+    value: Tensor
+    d: Tensor
+    lv: Tensor
+
+
+def _kl_term(d: Tensor, mean_x0: Tensor, true_lv: Tensor, lv: Tensor) -> _Term:
+    r, inverse = true_lv - lv, torch.exp((-0.5 * lv).clamp(max=88.0))
+    step = mean_x0 * d * inverse
+    square = step * step
+    along_lv = -0.5 * (torch.expm1(r) + square)
+    return _Term(0.5 * (expm1_minus(r) + square), step * mean_x0 * inverse, along_lv)
+
+
+def _decoder_term(d: Tensor, x0: Tensor, lv: Tensor) -> _Term:
+    """-log of the discretised N(x0 - d, e^lv) at x0's bin."""
+    inverse = torch.exp((-0.5 * lv).clamp(max=88.0))
     # Mirrored so that the bin lies on the positive side, where the tail is small: 1 - Phi keeps its
     # digits there and Phi loses them.
-    left = difference < 0
-    c = torch.where(left, -difference, difference)
+    left = d < 0
+    c = torch.where(left, -d, d)
     below, above = x0 < -_LAST_BIN, x0 > _LAST_BIN
     open_near, open_far = torch.where(left, above, below), torch.where(left, below, above)
     a, b = (c - _HALF_BIN) * inverse, (c + _HALF_BIN) * inverse
@@ -346,15 +362,22 @@ def _decoder_nll(difference: Tensor, x0: Tensor, log_variance: Tensor) -> Tensor
         open_far, 1.0, torch.erf(root * b_near)
     )
     # It does not: a difference of tails, scaled by the density at its near end.
-    a_far, b_far = torch.where(around, 1.0, a), torch.where(around, 1.0, b)
+    a_far, b_far = torch.where(around, 1.0, a), torch.where(around, 2.0, b)
     exponent = torch.where(around, 0.0, (2.0 * _HALF_BIN) * c * inverse * inverse)
-    tail = torch.where(open_far, 0.0, torch.special.erfcx(root * b_far) * torch.exp(-exponent))
-    far = torch.special.erfcx(root * a_far) - tail
+    ratio = torch.where(open_far, 0.0, torch.exp(-exponent))
+    far = torch.special.erfcx(root * a_far) - torch.special.erfcx(root * b_far) * ratio
     log_p = torch.where(around, torch.log(0.5 * near), torch.log(0.5 * far) - 0.5 * a_far * a_far)
-    return -log_p
+    # Densities at the ends over the probability. Far away the density at the near end cancels.
+    at_a, at_b = (torch.exp(-0.5 * e * e) / near for e in (a_near, b_near))
+    at_a = torch.where(around, torch.where(open_near, 0.0, at_a), 1.0 / far)
+    at_b = torch.where(around, torch.where(open_far, 0.0, at_b), ratio / far)
+    root_2_pi = math.sqrt(2.0 / math.pi)
+    along_c = root_2_pi * (at_a - at_b) * inverse
+    along_lv = (0.5 * root_2_pi) * (b * at_b - a * at_a)
+    return _Term(-log_p, torch.where(left, -along_c, along_c), along_lv)
 
 
-def _vlb_reference(
+def _vlb_parts(
     pred: Tensor,
     var_values: Tensor | None,
     x0: Tensor,
@@ -364,11 +387,9 @@ def _vlb_reference(
     t: Tensor | None,
     x0_min: float,
     x0_max: float,
-    vlb_scale: float,
-    simple_scale: float,
     detach_mean: bool,
-    reduction: int,
-) -> Tensor:
+) -> tuple[_Term, Tensor, Tensor, Tensor]:
+    """The term, the derivatives of d by pred and of lv by var_values, and pred - eps."""
     diff_x0, diff_noise, diff_pred, mean_x0, true_lv, lv, lv_values, decoder = columns(
         coefficients, t, pred
     )
@@ -377,33 +398,46 @@ def _vlb_reference(
         raise ValueError("vlb: expected key or noise, got neither")
     d = diff_x0 * x + diff_noise * eps + diff_pred * m
     if (x0_min, x0_max) != _NO_CLIP:
-        d = x - (x - d).clamp(x0_min, x0_max)
+        x0_hat = x - d
+        diff_pred = torch.where((x0_hat < x0_min) | (x0_hat > x0_max), 0.0, diff_pred)
+        d = x - x0_hat.clamp(x0_min, x0_max)
     if detach_mean:
-        d = d.detach()
+        d, diff_pred = d.detach(), torch.zeros_like(diff_pred)
     if var_values is not None:
         lv = lv + lv_values * wide(var_values)
     # Each branch gets harmless arguments where the other is taken: a gradient of 0 times infinity
     # would be a NaN.
     last = decoder > 0.5
     lv = lv.expand_as(d)
-    kl_lv, nll_lv = torch.where(last, true_lv, lv), torch.where(last, lv, 0.0)
-    step = mean_x0 * d * torch.exp((-0.5 * kl_lv).clamp(max=88.0))
-    kl = 0.5 * (expm1_minus(true_lv - kl_lv) + step * step)
-    nll = _decoder_nll(torch.where(last, d, 0.0), x, nll_lv)
-    value = vlb_scale * torch.where(last, nll, kl)
+    kl = _kl_term(d, mean_x0, true_lv, torch.where(last, true_lv, lv))
+    nll = _decoder_term(torch.where(last, d, 0.0), x, torch.where(last, lv, 0.0))
+    term = _Term(*(torch.where(last, n, k) for n, k in zip(nll, kl, strict=True)))
+    return term, diff_pred, lv_values, m - eps
+
+
+def _vlb_reference(pred: Tensor, *rest: Any) -> Tensor:
+    *args, vlb_scale, simple_scale, detach_mean, reduction = rest
+    given: Args = (pred, *args, detach_mean)
+    term, _, _, error = _vlb_parts(*given)
+    value = vlb_scale * term.value
     if simple_scale != 0.0:
-        value = value + simple_scale * (m - eps) ** 2
+        value = value + simple_scale * error * error
     value = reduce(value, reduction, pred.dtype)
     return with_layout(value, torch.empty_like(pred)) if reduction == NONE else value
 
 
-def _vlb_backward_reference(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *args, output_mask = rest
-    needs = [bool(output_mask & 1), bool(output_mask & 2), *[False] * 11]
-    found = vlb.reference_backward(tuple(args), needs, grad)
-    pred, var_values = args[:2]
+def _vlb_backward_reference(
+    grad: Tensor, pred: Tensor, var_values: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    *args, vlb_scale, simple_scale, detach_mean, reduction, output_mask = rest
+    given: Args = (pred, var_values, *args, detach_mean)
+    term, by_pred, by_values, error = _vlb_parts(*given)
+    g = spread(wide(grad), pred, reduction)
+    along_pred = vlb_scale * term.d * by_pred
+    if simple_scale != 0.0:
+        along_pred = along_pred + (2.0 * simple_scale) * error
     fakes = masked_fake((pred, var_values), output_mask, pred)
-    return masked([f if f is not None else pred for f in found[:2]], fakes, output_mask)
+    return masked((g * along_pred, g * (vlb_scale * term.lv * by_values)), fakes, output_mask)
 
 
 def _vlb_formula(args: Args, needs: Sequence[bool], grad: Tensor) -> tuple[Tensor | None, ...]:
