@@ -17,7 +17,7 @@ export GENKERN_WERROR ?= 1
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo        train a VAE on digits with genkern and with plain PyTorch; write a page"
+	@echo "make demo        train models of digits with genkern and with plain PyTorch; write a page"
 	@echo "make test        run the tests"
 	@echo "make bench       run the benchmarks"
 	@echo "make lint        check format, style and types"
@@ -27,7 +27,7 @@ help:
 	@echo "make clean       remove .venv and everything built"
 
 demo: .venv/installed
-	@$(PY) -m examples.vae_digits $(ARGS)
+	@$(PY) -m examples.digits $(ARGS)
 
 test: .venv/installed
 	@$(PY) -m pytest $(ARGS)

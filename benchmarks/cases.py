@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.problems import Problem, diffusion, vae
+from benchmarks.problems import Problem, diffusion, gan, vae
 
 Shape = tuple[int, ...]
 
@@ -27,6 +27,10 @@ LATENTS64: Shape = (16, 4, 64, 64)
 IMAGES64: Shape = (64, 3, 64, 64)
 IMAGES256: Shape = (16, 3, 256, 256)
 LATENTS512: Shape = (16, 4, 512, 512)
+
+# Of discriminators: one logit a sample, and one a patch.
+LOGITS: Shape = (64, 1)
+PATCHES: Shape = (16, 1, 30, 30)
 
 
 @dataclass(frozen=True)
@@ -268,6 +272,24 @@ def _diffusion_variants() -> list[Case]:
     ]
 
 
+def _gan() -> list[Case]:
+    loss, twice = (Target("eager", 1.0, 1.5),), (Target("eager", 2.0, 4.0),)
+    penalties = (gan.GRADIENT_PENALTY, gan.R1_PENALTY)
+    return [
+        *(
+            Case(problem, shape, backward=True, targets=loss)
+            for shape in (LOGITS, PATCHES)
+            for problem in gan.LOSSES
+        ),
+        *(
+            Case(problem, shape, dtype, backward=True, targets=targets)
+            for shape in (IMAGES64, IMAGES256)
+            for problem in penalties
+            for dtype, targets in ((torch.float32, twice), (torch.bfloat16, ()))
+        ),
+    ]
+
+
 CASES: tuple[Case, ...] = (
     *_noise_drawing(),
     *_small(),
@@ -278,4 +300,5 @@ CASES: tuple[Case, ...] = (
     *_overhead(),
     *_diffusion(),
     *_diffusion_variants(),
+    *_gan(),
 )

@@ -1,1 +1,1 @@
-"""Programs that use genkern as a reader would; `make demo` runs `examples.vae_digits`."""
+"""Programs that use genkern as a reader would; `make demo` runs `examples.digits`."""

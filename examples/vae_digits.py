@@ -7,44 +7,30 @@ Bernoulli decoder. It is trained three times from the same weights, on the same 
 2. `plain, same noise`: the lines that they replace, fed the same noise.
 3. `plain, randn`: the same lines as most people write them, noise from `torch.randn_like`.
 
-Run it with `python -m examples.vae_digits`, or `make demo`.
+`make demo` runs it with `python -m examples.digits`; vae_digits_page.py shows what came out.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from examples import vae_digits_cost as cost
-from examples import vae_digits_figures as figures
-from examples import vae_digits_report as report
+from examples.data import BATCH, PIXELS, TRAINING_IMAGES, Digits
+from examples.measure import median
 from genkern import random, vae
 
-PIXELS, HIDDEN, LATENT = 64, 256, 2
-TRAINING_IMAGES, BATCH = 1440, 96  # of 1797; every batch is full
+HIDDEN, LATENT = 256, 2
 LEARNING_RATE = 3e-3
 ELBO_SAMPLES = 64
-# Two coordinates are few: the cost is also measured at the latents that an image autoencoder of
-# factor 8 makes of 16 and 64 images of 512 x 512 pixels.
-IMAGE_LATENTS = ((16, 4, 64, 64), (64, 4, 64, 64))
 
-
-@dataclass(frozen=True)
-class Digits:
-    """Pixels in [0, 1], (N, 64), and labels, (N,)."""
-
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
+# mu, logvar, keys, step
+SampleKL = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +38,7 @@ class Method:
     """A way to write the noisy part of a VAE's training step."""
 
     name: str
-    sample_kl: cost.SampleKL
+    sample_kl: SampleKL
     nll: Callable[[Tensor, Tensor], Tensor]
 
 
@@ -102,15 +88,6 @@ METHODS = (
     Method("plain, same noise", plain_same_noise, plain_nll),
     Method("plain, randn", plain_randn, plain_nll),
 )
-
-
-def load_data() -> Digits:
-    """scikit-learn's 1797 digits of 8 x 8 pixels, in a fixed random order."""
-    digits = load_digits()
-    order = torch.randperm(len(digits.data), generator=torch.Generator().manual_seed(0))
-    pixels = torch.tensor(digits.data / 16, dtype=torch.float32)[order]
-    labels = torch.tensor(digits.target)[order]
-    return Digits(pixels[:TRAINING_IMAGES], labels[:TRAINING_IMAGES], pixels[TRAINING_IMAGES:])
 
 
 def make_model() -> tuple[nn.Module, nn.Module]:
@@ -179,43 +156,5 @@ def train(method: Method, digits: Digits, epochs: int, seed: int) -> Run:
         torch.stack(losses),
         torch.stack(kls),
         held_out_elbo(encoder, decoder, digits.test, seed),
-        cost.median(seconds),
+        median(seconds),
     )
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.vae_digits", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), metavar="FOLDER")
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: 200, or 2 with --quick")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a few seconds, for a first look")
-    arguments = parser.parse_args()
-    if arguments.epochs is None:
-        arguments.epochs = 2 if arguments.quick else 200
-    if arguments.epochs < 1:
-        parser.error(f"--epochs: expected at least 1, got {arguments.epochs}")
-    return arguments
-
-
-def main() -> None:
-    """Trains, measures, and writes the page."""
-    arguments = parse_arguments()
-    digits = load_data()
-    runs = [train(method, digits, arguments.epochs, arguments.seed) for method in METHODS]
-    costs = cost.compare(
-        {method.name: method.sample_kl for method in METHODS},
-        ((BATCH, LATENT), *IMAGE_LATENTS[: 1 if arguments.quick else None]),
-        seconds_each=0.1 if arguments.quick else 2.0,
-    )
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    pictures = figures.draw_all(runs, digits, arguments.output)
-    page = report.write_page(runs, costs, pictures, arguments.output)
-    report.print_tables(runs, costs)
-    print(f"\nPage: {page.resolve()}")
-
-
-if __name__ == "__main__":
-    main()

@@ -639,7 +639,7 @@ def _step(
     factor = limit = None
     if guidance_rescale > 0.0:
         factor = ops.guidance_factor(pred, uncond, guidance_scale, guidance_rescale)
-    if threshold is not None:
+    if threshold is not None and x_t.numel() > 0:
         limit = ops.dynamic_threshold(
             x_t, pred, uncond, table, index, factor, guidance_scale, *map(float, threshold)
         )

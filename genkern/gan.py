@@ -2,9 +2,10 @@
 
 Losses take logits and do not overflow at any finite one. Every function but `clip_weights_` is
 differentiable to second order (penalties by a kernel of their own), keeps nothing for the backward
-pass beyond its inputs and the key, computes in float32 (float64 for float64 inputs) with one
-rounding at the end, and reduces in an order fixed by the shape. Mixed dtypes are promoted as torch
-does. Weights of the terms are the caller's. docs/gan.md has the mathematics.
+pass beyond its inputs, the key and, for losses, the gradients themselves, computes in float32
+(float64 for float64 inputs) with one rounding at the end, and reduces in an order fixed by the
+shape. Mixed dtypes are promoted as torch does. Weights of the terms are the caller's. docs/gan.md
+has the mathematics.
 """
 
 from __future__ import annotations
@@ -209,8 +210,8 @@ def gradient_penalty(grads: Tensor, *, center: float = 1.0, reduction: str = "me
         ValueError: If grads has no batch dimension, or an option is not valid.
 
     Note:
-        Twice differentiable, with a kernel for the second derivative, the one that training needs.
-        At g = 0, where the norm has none, the derivatives are 0. The norm is summed in float64: no
+        Differentiable to any order, with a kernel of its own for the second derivative. At g = 0,
+        where the norm has none, the derivatives are 0. The norm is summed in float64: no
         float16 or float32 gradient overflows or vanishes. Deterministic as
         :func:`discriminator_loss` is.
 

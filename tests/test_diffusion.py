@@ -618,6 +618,40 @@ def test_zero_terminal_snr():
             sample(None, (2, 3), schedule, sampler=sampler, progress=False)
 
 
+# ---- edges
+
+
+def test_nan_stays_where_it_is():
+    x, pred = tensors(2, F32)
+    x[1, 0, 2, 3] = math.nan
+    nan = x.isnan()
+    assert torch.equal(ddpm_step(x, pred, 20, SCHEDULE, key=key(1), clip_range=1.0).isnan(), nan)
+    # What needs a whole sample may spread over it, and no further.
+    sample_nan = [False, True, False, False]
+    got = ddim_step(x, pred, 20, SCHEDULE, threshold=(0.9, 2.0)).isnan()
+    assert got[nan].all() and got.any((1, 2, 3)).tolist() == sample_nan
+    for t in (20, 0):
+        assert vlb_terms(pred, x, t, SCHEDULE, key=key(1)).isnan().tolist() == sample_nan
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 0)], ids=str)
+def test_scalars_and_empty_tensors(shape):
+    x = torch.zeros(shape)
+    for t in (5, torch.tensor(5), *([torch.full(shape[:1], 5)] if shape else [])):
+        for y in (
+            q_sample(x, t, SCHEDULE),
+            predict_x0(x, x, t, SCHEDULE),
+            ddpm_step(x, x, t, SCHEDULE),
+            ddim_step(x, x, t, SCHEDULE, prev_t=1, threshold=(0.9, 2.0)),
+            *q_posterior(x, x, t, SCHEDULE),
+        ):
+            assert y.shape == shape
+        assert noise_loss(x, x, t, SCHEDULE, key=key(1)).shape == ()
+        assert vlb_terms(x, x, t, SCHEDULE, key=key(1)).shape == (shape[:1] or (1,))
+    if shape:
+        assert sample(lambda x, t: x, shape, SCHEDULE, progress=False).shape == shape
+
+
 # ---- rectified flow and EDM
 
 

@@ -17,7 +17,23 @@ MODULES = [
     for _, name, _ in pkgutil.walk_packages(genkern.__path__, "genkern.")
     if not name.startswith(("genkern._triton", "genkern.lib")) and not name.endswith("__main__")
 ]
-PUBLIC_MODULES = (genkern.random, genkern.vae, genkern.gan, genkern.testing, genkern)
+PUBLIC_MODULES = (
+    genkern.random,
+    genkern.vae,
+    genkern.diffusion,
+    genkern.gan,
+    genkern.testing,
+    genkern,
+)
+
+FAMILIES = (
+    "genkern.random",
+    "genkern.vae",
+    "genkern.diffusion",
+    "genkern._schedules",
+    "genkern._sample",
+    "genkern.gan",
+)
 
 
 def _public():
@@ -61,18 +77,21 @@ def test_required_parts(thing):
         "AbstractContextManager[None]",
     ):
         assert "Returns:" in text or not parameters
-    if thing.__module__ in ("genkern.random", "genkern.vae", "genkern.gan"):
+    if thing.__module__ in FAMILIES:
         assert "Example:" in text and ">>>" in text
         assert "Raises:" in text
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["rsample", "kl", "rsample_kl", "bernoulli_nll", "gaussian_nll", "elbo_loss"],
-)
-def test_the_mathematics_names_its_source(name):
-    text = inspect.getdoc(getattr(genkern.vae, name))
-    assert "arXiv:" in text or name == "rsample_kl"
+_VAE = ("rsample", "kl", "rsample_kl", "bernoulli_nll", "gaussian_nll", "elbo_loss")
+MATHEMATICS = [getattr(genkern.vae, name) for name in _VAE] + [
+    getattr(genkern.diffusion, name) for name in genkern.diffusion.__all__ if name.islower()
+]
+
+
+@pytest.mark.parametrize("thing", MATHEMATICS, ids=lambda thing: thing.__name__)
+def test_the_mathematics_names_its_source(thing):
+    text = inspect.getdoc(thing)
+    assert "arXiv:" in text or thing.__name__ == "rsample_kl"
     assert "Note:" in text
 
 

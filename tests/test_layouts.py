@@ -17,6 +17,7 @@ from support import (
 
 import genkern
 from genkern._ops.op import BACKENDS, OPS
+from genkern.gan import discriminator_loss, gradient_penalty, interpolate, optimal_discriminator
 from genkern.random import key, split
 from genkern.vae import DiagonalGaussian, bernoulli_nll, gaussian_nll, kl, rsample, rsample_kl
 
@@ -72,6 +73,9 @@ def test_strides_do_not_change_the_numbers(backend, layout):
         "kl": lambda m, v, a, b, e: kl(m, v, a, b, reduction="none"),
         "bernoulli": lambda m, v, a, b, e: bernoulli_nll(m, v, reduction="none"),
         "gaussian": lambda m, v, a, b, e: gaussian_nll(m, v, reduction="none"),
+        "discriminator": lambda m, v, a, b, e: discriminator_loss(m, v, reduction="none"),
+        "interpolate": lambda m, v, a, b, e: interpolate(m, v, key=key(2)),
+        "optimal": lambda m, v, a, b, e: optimal_discriminator(m, v),
     }
     with genkern.use_backend(backend.name):
         for name, call in calls.items():
@@ -202,6 +206,9 @@ def test_common_layouts_need_no_copy(layout):
         (0, lambda: bernoulli_nll(mu, m2)),
         (0, lambda: gaussian_nll(mu, m2)),
         (3, lambda: rsample(mu, logvar, key=k, num_samples=3)),
+        (0, lambda: discriminator_loss(mu, logvar)),
+        (0, lambda: gradient_penalty(mu)),
+        (1, lambda: interpolate(mu, logvar, key=k)),
     ):
         assert outs * SIZE <= _allocated(call) <= outs * SIZE + SCRATCH
 
@@ -221,6 +228,19 @@ def test_backward_allocates_the_gradients_alone(layout):
             )
 
         assert 2 * SIZE <= _allocated(call) <= 2 * SIZE + SCRATCH
+
+
+@pytest.mark.parametrize("layout", COMMON)
+def test_both_derivatives_of_a_penalty_allocate_their_results_alone(layout):
+    skip_unless_usable(NATIVE)
+    grads, v = COMMON[layout](0).detach().requires_grad_(), COMMON[layout](1)
+    up = torch.ones((), requires_grad=True)
+    first = torch.autograd.grad(gradient_penalty(grads), grads, up, create_graph=True)
+    for outs, call in (
+        (1, lambda: torch.autograd.grad(gradient_penalty(grads), grads)),
+        (1, lambda: torch.autograd.grad(first, (grads, up), v, retain_graph=True)),
+    ):
+        assert outs * SIZE <= _allocated(call) <= outs * SIZE + SCRATCH
 
 
 def test_peak_of_a_training_step():

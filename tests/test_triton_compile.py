@@ -80,8 +80,8 @@ DRAWS = (
 )  # fmt: skip
 # What is above 60 instructions an element and above the memory's budget: noise in a 16-bit type, in
 # float64, on the B200, and for a loss, which reads one tensor. Of these, 50 are the normals, whose
-# bits are fixed; the others the exponential and the KL, as accurate as on the CPU. Of those of the
-# variational bound, two thirds are the decoder's, which only tiles with samples at t = 0 run.
+# bits are fixed; the others the exponential and the KL, as accurate as on the CPU. Two parts of
+# three of the variational bound's are for the tiles with samples at t = 0, and run there alone.
 OVER_BUDGET = {
     ("rsample", "bfloat16"): 79,
     ("rsample_chunk", "bfloat16"): 85,

@@ -45,7 +45,8 @@ STABLE_TORCH_LIBRARY_IMPL(_genkern_cpu, CPU, m) {
   m.impl("generator_loss_backward", TORCH_BOX(&genkern::generator_loss_backward));
   m.impl("gradient_penalty", TORCH_BOX(&genkern::gradient_penalty));
   m.impl("gradient_penalty_backward", TORCH_BOX(&genkern::gradient_penalty_backward));
-  m.impl("gradient_penalty_backward_backward", TORCH_BOX(&genkern::gradient_penalty_backward_backward));
+  m.impl("gradient_penalty_backward_backward",
+         TORCH_BOX(&genkern::gradient_penalty_backward_backward));
   m.impl("interpolate", TORCH_BOX(&genkern::interpolate));
   m.impl("interpolate_backward", TORCH_BOX(&genkern::interpolate_backward));
   m.impl("optimal_discriminator", TORCH_BOX(&genkern::optimal_discriminator));

@@ -234,30 +234,31 @@ Tensor guidance_factor(Tensor pred, Tensor uncond, double guidance_scale, double
   dispatch(pred.scalar_type(), "guidance_factor", [&](auto storage) {
     using T = decltype(storage);
     using Acc = typename Arithmetic<T>::type;
-    Planner<Guidance::kTensors> planner(pred.sizes());
-    planner.input(Guidance::kPred, pred);
-    planner.input(Guidance::kUncond, uncond);
-    out = reduced_output(planner, 0, pred, kSample);
-    Plan<Guidance::kTensors>& plan = planner.plan;
+    using Body = GuidanceFactor<Acc>;
+    Planner<Body::kTensors> planner(pred.sizes());
+    planner.input(Body::kPred, pred);
+    planner.input(Body::kUncond, uncond);
+    out = reduced_output(planner, Body::kTensors, pred, kSample);
+    Plan<Body::kTensors>& plan = planner.plan;
     const Walk walk = planner.build(false, true, kPackLanes<T>, kBlockElements<Acc>);
     if (plan.samples == 0) return;
     const Grid grid(plan, true);
+    Body body{static_cast<Acc>(guidance_scale), guidance_rescale, nullptr};
     Tensor scratch;
-    GuidanceMoments* partials = nullptr;
     if (grid.blocks_a_result > 1) {
-      const int64_t size[] = {plan.samples * grid.blocks_a_result, 5};
+      constexpr int64_t kDoubles = sizeof(GuidanceMoments) / sizeof(double);
+      const int64_t size[] = {grid.results * grid.blocks_a_result * kDoubles};
       scratch = torch::stable::new_empty(pred, size, ScalarType::Double);
-      partials = static_cast<GuidanceMoments*>(scratch.mutable_data_ptr());
+      body.partials = static_cast<GuidanceMoments*>(scratch.mutable_data_ptr());
     }
     const cudaStream_t stream = current_stream(pred.get_device_index());
     with_walk(walk, [&](auto kind) {
-      guidance_moments<T, kind.value, Acc><<<grid.blocks, grid.threads, 0, stream>>>(
-          plan, static_cast<Acc>(guidance_scale), guidance_rescale, partials);
+      guidance_moments<Body, T, kind.value><<<grid.blocks, grid.threads, 0, stream>>>(plan, body);
     });
     check_launch();
-    if (!partials) return;
+    if (!body.partials) return;
     merge_moments<<<grid.second_blocks(), grid.second_threads(), 0, stream>>>(
-        partials, static_cast<Acc*>(plan.result), plan.samples, grid.blocks_a_result,
+        body.partials, static_cast<Acc*>(plan.result), grid.results, grid.blocks_a_result,
         guidance_rescale);
     check_launch();
   });
@@ -279,7 +280,7 @@ Tensor dynamic_threshold(Tensor x_t, Tensor pred, OptionalTensor uncond, Tensor 
     planner.input(Body::kXt, x_t);
     planner.input(Body::kPred, pred);
     optional_input(planner, Body::kUncond, uncond);
-    out = reduced_output(planner, 0, x_t, kSample);
+    out = reduced_output(planner, Body::kTensors, x_t, kSample);
     Plan<Body::kTensors>& plan = planner.plan;
     const Walk walk = planner.build(false, true, kPackLanes<T>, kBlockElements<Acc>);
     if (plan.samples == 0) return;
@@ -292,7 +293,7 @@ Tensor dynamic_threshold(Tensor x_t, Tensor pred, OptionalTensor uncond, Tensor 
                     max_value};
     const cudaStream_t stream = current_stream(x_t.get_device_index());
     with_walk(walk, [&](auto kind) {
-      select_threshold<T, kind.value, Acc>
+      select_threshold<Body, T, kind.value>
           <<<static_cast<unsigned>(plan.samples), kThresholdThreads, 0, stream>>>(plan, body);
     });
     check_launch();

@@ -429,14 +429,19 @@ struct ShiftedSums {
   __device__ Moments moments(double n) const { return {shift + sum / n, squares - sum * sum / n}; }
 };
 
-struct Guidance {
+template <class Acc>
+struct GuidanceFactor {
   enum { kPred, kUncond, kTensors };
+  Acc guidance_scale;
+  double guidance_rescale;
+  GuidanceMoments* partials;  // [sample][block] where more than one block serves a sample
 };
 
-template <class T, Walk kWalk, class Acc>
+template <class Body, class T, Walk kWalk>
 __global__ void __launch_bounds__(kThreads, 1)
-    guidance_moments(const __grid_constant__ Plan<Guidance::kTensors> plan, Acc scale,
-                     double rescale, GuidanceMoments* partials) {
+    guidance_moments(const __grid_constant__ Plan<Body::kTensors> plan,
+                     const __grid_constant__ Body body) {
+  using Acc = typename Arithmetic<T>::type;
   const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   ShiftedSums<Acc> plain, guided;
   int64_t n = 0;
@@ -444,10 +449,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     for_sample_slots<T, kWalk>(plan, Stream{}, sample, [&](const auto& slot) {
       constexpr int kLanes = std::decay_t<decltype(slot)>::kLanes;
       Acc pred[kLanes], m[kLanes];
-      slot.load(Guidance::kPred, pred);
-      slot.load(Guidance::kUncond, m);
+      slot.load(Body::kPred, pred);
+      slot.load(Body::kUncond, m);
 #pragma unroll
-      for (int v = 0; v < kLanes; ++v) m[v] = guide(pred[v], m[v], scale);
+      for (int v = 0; v < kLanes; ++v) m[v] = guide(pred[v], m[v], body.guidance_scale);
       plain.add(slot, pred, n == 0);
       guided.add(slot, m, n == 0);
       n += slot.count();
@@ -456,10 +461,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (n > 0) total = {static_cast<double>(n), plain.moments(n), guided.moments(n)};
   total = sum_threads(total, blockDim.x);
   if (threadIdx.x || sample >= plan.samples) return;
-  if (partials) {
-    partials[sample * gridDim.y + blockIdx.y] = total;
+  if (body.partials) {
+    body.partials[sample * gridDim.y + blockIdx.y] = total;
   } else {
-    static_cast<Acc*>(plan.result)[sample] = static_cast<Acc>(total.factor(rescale));
+    static_cast<Acc*>(plan.result)[sample] = static_cast<Acc>(total.factor(body.guidance_rescale));
   }
 }
 
@@ -467,14 +472,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <class Acc>
 __global__ void __launch_bounds__(kThreads, 1)
     merge_moments(const GuidanceMoments* partials, Acc* out, int64_t samples, int64_t blocks,
-                  double rescale) {
+                  double guidance_rescale) {
   const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   GuidanceMoments total{};
   if (sample < samples)
     for (int64_t i = threadIdx.x; i < blocks; i += blockDim.x)
       total += partials[sample * blocks + i];
   total = sum_threads(total, blockDim.x);
-  if (threadIdx.x == 0 && sample < samples) out[sample] = static_cast<Acc>(total.factor(rescale));
+  if (threadIdx.x == 0 && sample < samples)
+    out[sample] = static_cast<Acc>(total.factor(guidance_rescale));
 }
 
 // The bits of numbers >= 0 are ordered as they are.
@@ -502,12 +508,12 @@ constexpr int kDigit = 11, kBins = 1 << kDigit;
 // Most numbers share a few exponents: neighbours in a warp count in tables of their own.
 constexpr int kCopies = 4;
 
-template <class T, Walk kWalk, class Acc>
+template <class Body, class T, Walk kWalk>
 __global__ void __launch_bounds__(kThresholdThreads, 1)
-    select_threshold(const __grid_constant__ Plan<DynamicThreshold<Acc>::kTensors> plan,
-                     const __grid_constant__ DynamicThreshold<Acc> body) {
+    select_threshold(const __grid_constant__ Plan<Body::kTensors> plan,
+                     const __grid_constant__ Body body) {
+  using Acc = typename Arithmetic<T>::type;
   using Bits = decltype(magnitude_bits(Acc(0)));
-  using Body = DynamicThreshold<Acc>;
   __shared__ unsigned counts[kBins][kCopies];
   __shared__ int64_t warps[kThresholdThreads / 32], left_of_digit;
   __shared__ Bits found_bits, next_bits;
@@ -635,6 +641,12 @@ struct VlbRow {
   __device__ Acc log_variance(Acc values) const { return madd(lv_values, values, lv); }
 };
 
+// A call, not a copy for each lane: one time step of all takes it, and it is most of the code.
+template <class Acc>
+__device__ __noinline__ DecoderNll<Acc> call_decoder_nll(Acc d, Acc x0, Acc lv) {
+  return decoder_nll(d, x0, lv);
+}
+
 template <class Acc, bool kKey>
 struct Vlb {
   enum { kPred, kVarValues, kX0, kEps, kLoss, kTensors };
@@ -665,7 +677,7 @@ struct Vlb {
       }
       if (row.decoder) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) d[v] = decoder_nll(d[v], x0[v], lv[v]).value;
+        for (int v = 0; v < S::kLanes; ++v) d[v] = call_decoder_nll(d[v], x0[v], lv[v]).value;
       } else {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v)
@@ -727,7 +739,7 @@ struct VlbBackward {
       if (row.decoder) {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) {
-          const auto nll = decoder_nll(d[v], x0[v], lv[v]);
+          const auto nll = call_decoder_nll(d[v], x0[v], lv[v]);
           d[v] = nll.d;
           lv[v] = nll.lv;
         }

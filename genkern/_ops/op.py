@@ -115,7 +115,7 @@ class _FormingFunction(torch.autograd.Function):
             if needs[i + 1]:
                 g = saved[i - formed]
                 found[i + 1] = (
-                    g if one else g * grad.reshape(*grad.shape, *[1] * (g.dim() - grad.dim()))
+                    g if one else g * grad.reshape((*grad.shape, *[1] * (g.dim() - grad.dim())))
                 )
         return tuple(found)
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import genkern.backends  # noqa: F401  (completes the registry)
 from genkern._ops.op import OPS, Args, Sample
-from genkern.testing import _gan, _random, _vae
+from genkern.testing import _diffusion, _gan, _random, _vae
 from genkern.testing._common import Expected, arithmetic, real
 from genkern.testing._random import key_words, philox4x32, standard_normal
 
@@ -44,8 +44,8 @@ __all__ = [
 ]
 
 # A family's module has the exact values and the eager expressions of its operators, by name.
-_EXPECTED = _random.EXPECTED | _vae.EXPECTED | _gan.EXPECTED
-_EAGER = _random.EAGER | _vae.EAGER | _gan.EAGER
+_EXPECTED = _random.EXPECTED | _vae.EXPECTED | _diffusion.EXPECTED | _gan.EXPECTED
+_EAGER = _random.EAGER | _vae.EAGER | _diffusion.EAGER | _gan.EAGER
 
 
 def samples(op: str, device: torch.device | str, dtype: torch.dtype) -> Iterator[Sample]:
@@ -163,10 +163,10 @@ def assert_conforms(
     """
     outputs = (result,) if isinstance(result, Tensor) else tuple(result)
     exact = expected(op, args)
-    dtype = next(
-        (a.dtype for a in reversed(args) if isinstance(a, Tensor) and a.is_floating_point()),
-        next((a for a in args if isinstance(a, torch.dtype)), torch.float32),
-    )
+    # The data's, which is the narrowest: coefficients and upstream gradients may be wider.
+    floating = [a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+    dtypes = floating or [a for a in args if isinstance(a, torch.dtype)] or [torch.float32]
+    dtype = min(dtypes, key=lambda d: d.itemsize)
     for i, (out, want, tolerance) in enumerate(
         zip(outputs, exact, tolerances(op, dtype), strict=True)
     ):

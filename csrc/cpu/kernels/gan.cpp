@@ -179,24 +179,32 @@ void logits_backward(const Logits& call) {
 
 // ---- penalties
 
-// The sum of a b in double, in an order that n alone fixes: fixed lanes, then a tree.
-template <class T>
-double dot(int64_t n, const T* __restrict a, const T* __restrict b) {
-  constexpr int kLanes = 32;
-  double lanes[kLanes] = {};
+// Sums of g^2 and, where kProducts is set, of g v, in double and in an order that n alone fixes:
+// fixed lanes, then a tree.
+struct Sums {
+  double squares, products;
+};
+template <bool kProducts, class T>
+Sums sums(int64_t n, const T* __restrict g, const T* __restrict v) {
+  constexpr int kLanes = 16;
+  double squares[kLanes] = {}, products[kLanes] = {};
+  const auto add = [&](int64_t i, int j) __attribute__((always_inline)) {
+    const double x = static_cast<double>(g[i + j]);
+    squares[j] += x * x;
+    if constexpr (kProducts) products[j] += x * static_cast<double>(v[i + j]);
+  };
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) {
-      lanes[j] += static_cast<double>(a[i + j]) * static_cast<double>(b[i + j]);
+    for (int j = 0; j < kLanes; ++j) add(i, j);
+  }
+  for (int j = 0; i + j < n; ++j) add(i, j);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int j = 0; j < width; ++j) {
+      squares[j] += squares[j + width];
+      products[j] += products[j + width];
     }
   }
-  for (int j = 0; i + j < n; ++j) {
-    lanes[j] += static_cast<double>(a[i + j]) * static_cast<double>(b[i + j]);
-  }
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
-  }
-  return lanes[0];
+  return {squares[0], products[0]};
 }
 
 template <class T>
@@ -255,9 +263,11 @@ void measure(const GradientPenalty& call, const Tensors<S, kPenaltyTensors>& a, 
   const T* v = a[kGradOut] ? a[kGradOut].read(unit.start, unit.n, buffers.grad_out) : nullptr;
   const int64_t length = cut.chunks > 1 ? unit.n : cut.length;
   for (int64_t s = 0; s < unit.segments; ++s) {
-    const T* row = g + s * length;
-    call.partials[unit.partial + s] = dot(length, row, row);
-    if (v) call.products[unit.partial + s] = dot(length, row, v + s * length);
+    const int64_t at = s * length;
+    const Sums found =
+        v ? sums<true>(length, g + at, v + at) : sums<false, T>(length, g + at, nullptr);
+    call.partials[unit.partial + s] = found.squares;
+    call.products[unit.partial + s] = found.products;
   }
 }
 
