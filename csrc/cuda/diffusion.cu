@@ -77,6 +77,31 @@ void run_affine(const char* op, const Tensor& x, const OptionalTensor& y, const 
   });
 }
 
+// The value; where the mask asks for it, the gradient of pred.
+std::tuple<Tensor, Tensor> run_noise_loss(const char* op, const Tensor& pred,
+                                          const OptionalTensor& x0, const Source& source,
+                                          const OptionalTensor& sample_weight, int64_t reduction,
+                                          int64_t mask) {
+  const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
+  Tensor out, grad_pred;
+  dispatch_noise(pred, op, source, [&](auto storage, auto from_key) {
+    using T = decltype(storage);
+    using Acc = typename Arithmetic<T>::type;
+    using Body = NoiseLoss<Acc, from_key.value>;
+    Planner<Body::kTensors> planner(pred.sizes());
+    planner.input(Body::kPred, pred);
+    optional_input(planner, Body::kX0, x0);
+    noise_operands(planner, Body::kEps, source);
+    grad_pred = gradient(planner, Body::kGradPred, pred, pred, mask, 0);
+    out = reduced_output(planner, Body::kLoss, pred, reduction);
+    launch<T>(planner,
+              Body{table<Acc>(source), sample_values<Acc>(sample_weight, 1),
+                   static_cast<Acc>(1 / divisor(planner, reduction))},
+              pred, {false, source.by_sample() || sample_weight.has_value()});
+  });
+  return {out, grad_pred};
+}
+
 void run_sampler_step(const char* op, const Tensor& x_t, const Tensor& pred,
                       const OptionalTensor& var_values, const OptionalTensor& uncond,
                       const Source& source, const OptionalTensor& guidance_factor,
@@ -130,22 +155,16 @@ void affine_out(Tensor x, OptionalTensor y, OptionalTensor z, OptionalTensor key
 Tensor noise_loss(Tensor pred, OptionalTensor x0, OptionalTensor key, OptionalTensor noise,
                   Tensor coefficients, OptionalTensor t, OptionalTensor sample_weight,
                   int64_t reduction) {
-  const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
-  const Source source(key, noise, coefficients, t);
-  Tensor out;
-  dispatch_noise(pred, "noise_loss", source, [&](auto storage, auto from_key) {
-    using T = decltype(storage);
-    using Acc = typename Arithmetic<T>::type;
-    using Body = NoiseLoss<Acc, from_key.value>;
-    Planner<Body::kTensors> planner(pred.sizes());
-    planner.input(Body::kPred, pred);
-    optional_input(planner, Body::kX0, x0);
-    noise_operands(planner, Body::kEps, source);
-    out = reduced_output(planner, Body::kLoss, pred, reduction);
-    launch<T>(planner, Body{table<Acc>(source), sample_values<Acc>(sample_weight, 1)}, pred,
-              {false, source.by_sample() || sample_weight.has_value()});
-  });
-  return out;
+  return std::get<0>(run_noise_loss("noise_loss", pred, x0, {key, noise, coefficients, t},
+                                    sample_weight, reduction, 0));
+}
+
+std::tuple<Tensor, Tensor> noise_loss_forming(Tensor pred, OptionalTensor x0, OptionalTensor key,
+                                              OptionalTensor noise, Tensor coefficients,
+                                              OptionalTensor t, OptionalTensor sample_weight,
+                                              int64_t reduction) {
+  return run_noise_loss("noise_loss_forming", pred, x0, {key, noise, coefficients, t},
+                        sample_weight, reduction, 1);
 }
 
 std::tuple<Tensor, Tensor, Tensor> noise_loss_backward(Tensor grad, Tensor pred, OptionalTensor x0,
@@ -240,9 +259,9 @@ Tensor guidance_factor(Tensor pred, Tensor uncond, double guidance_scale, double
     planner.input(Body::kUncond, uncond);
     out = reduced_output(planner, Body::kTensors, pred, kSample);
     Plan<Body::kTensors>& plan = planner.plan;
-    const Walk walk = planner.build(false, true, kPackLanes<T>, kBlockElements<Acc>);
+    const Walk walk = planner.build(false, true, true, kPackLanes<T>, kBlockElements<Acc>);
     if (plan.samples == 0) return;
-    const Grid grid(plan, true);
+    const Grid grid(plan, true, true);
     Body body{static_cast<Acc>(guidance_scale), guidance_rescale, nullptr};
     Tensor scratch;
     if (grid.blocks_a_result > 1) {
@@ -282,7 +301,7 @@ Tensor dynamic_threshold(Tensor x_t, Tensor pred, OptionalTensor uncond, Tensor 
     optional_input(planner, Body::kUncond, uncond);
     out = reduced_output(planner, Body::kTensors, x_t, kSample);
     Plan<Body::kTensors>& plan = planner.plan;
-    const Walk walk = planner.build(false, true, kPackLanes<T>, kBlockElements<Acc>);
+    const Walk walk = planner.build(false, true, true, kPackLanes<T>, kBlockElements<Acc>);
     if (plan.samples == 0) return;
     const int64_t length = x_t.numel() / plan.samples;
     STD_TORCH_CHECK(length > 0, "dynamic_threshold: a sample has no elements");

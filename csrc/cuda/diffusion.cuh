@@ -103,13 +103,14 @@ enum LossColumn { kTargetX0, kTargetNoise, kWeight, kOffset };
 
 template <class Acc, bool kKey>
 struct NoiseLoss {
-  enum { kPred, kX0, kEps, kLoss, kTensors };
+  enum { kPred, kX0, kEps, kGradPred, kLoss, kTensors };
   static constexpr bool kSums = true, kDraws = kKey, kBySample = true;
   Table<Acc> table;
   SampleValues<Acc> sample_weight;
+  Acc grad_factor;  // of the gradient, where it is asked for with the value
 
   struct Sample {
-    Acc target_x0, target_noise, weight, offset;
+    Acc target_x0, target_noise, weight, offset, grad_factor;
 
     template <class S>
     __device__ Acc operator()(const S& slot) const {
@@ -118,10 +119,15 @@ struct NoiseLoss {
       slot.load_or(kX0, Acc(0), x0);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) {
+      for (int v = 0; v < S::kLanes; ++v)
         d[v] = madd(-target_noise, eps[v], madd(-target_x0, x0[v], d[v]));
-        d[v] = weighted_square(d[v], weight, offset);
+      if (slot.has(kGradPred)) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) x0[v] = (Acc(2) * weight * grad_factor) * d[v];
+        slot.store(kGradPred, x0);
       }
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) d[v] = weighted_square(d[v], weight, offset);
       if (slot.has(kLoss)) slot.store(kLoss, d);
       return slot.sum(d);
     }
@@ -130,7 +136,7 @@ struct NoiseLoss {
   __device__ Sample of(const PlanType& plan, int64_t sample) const {
     const auto row = table.row(sample);
     return {row.get(kTargetX0, plan.has(kX0)), row.get(kTargetNoise, kKey || plan.has(kEps)),
-            row[kWeight] * sample_weight[sample], row[kOffset]};
+            row[kWeight] * sample_weight[sample], row[kOffset], grad_factor};
   }
 };
 

@@ -86,6 +86,11 @@ __device__ void for_sample_slots(const PlanType& plan, const Stream& stream, int
   }
 }
 
+template <class Acc>
+__device__ void finish(double value, Acc* result, bool adds) {
+  *result = adds ? *result + static_cast<Acc>(value) : static_cast<Acc>(value);
+}
+
 template <class Body, class T, Walk kWalk>
 __global__ void __launch_bounds__(kThreads, 1)
     run(const __grid_constant__ Plan<Body::kTensors> plan, const __grid_constant__ Body body) {
@@ -132,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int64_t row = plan.result_by_sample ? sample : blockIdx.x;
       plan.partials[row * gridDim.y + blockIdx.y] = total;
     } else {
-      static_cast<Acc*>(plan.result)[result] = static_cast<Acc>(total / plan.divisor);
+      finish(total / plan.divisor, static_cast<Acc*>(plan.result) + result, plan.adds);
     }
   }
 }
@@ -140,15 +145,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 // blockDim.x threads a result.
 template <class Acc>
 __global__ void __launch_bounds__(kThreads, 1)
-    add_partials(const double* partials, Acc* out, int64_t results, int64_t blocks,
-                 double divisor) {
+    add_partials(const double* partials, Acc* out, int64_t results, int64_t blocks, double divisor,
+                 bool adds) {
   const int64_t result = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   double total = 0;
   if (result < results)
     for (int64_t i = threadIdx.x; i < blocks; i += blockDim.x)
       total += partials[result * blocks + i];
   total = sum_threads(total, blockDim.x);
-  if (threadIdx.x == 0 && result < results) out[result] = static_cast<Acc>(total / divisor);
+  if (threadIdx.x == 0 && result < results) finish(total / divisor, out + result, adds);
 }
 
 inline unsigned ceil_divide(int64_t a, int64_t b) { return static_cast<unsigned>((a + b - 1) / b); }
@@ -185,13 +190,13 @@ struct Grid {
   int64_t results = 1, blocks_a_result = 1;
 
   template <int kTensors>
-  Grid(const Plan<kTensors>& plan, bool by_sample) {
+  Grid(const Plan<kTensors>& plan, bool by_sample, bool sums) {
     if (by_sample)
       while (threads.x > 1 && threads.x / 2 >= plan.slots) threads.x /= 2;
     threads.y = kThreads / threads.x;
     blocks.x = ceil_divide(plan.samples, threads.y);
     const int64_t passes = std::max<int64_t>(ceil_divide(plan.slots, threads.x), 1);
-    if (!plan.result) {
+    if (!sums) {
       // 4096 blocks keep a GPU evenly busy; beyond, up to eight slots a thread pay for its start.
       blocks.y =
           std::min<int64_t>({passes, std::max<int64_t>(4096 / blocks.x, (passes + 7) / 8), 65535});
@@ -224,11 +229,11 @@ void launch(Planner<Body::kTensors>& planner, const Body& body, const torch::sta
   using Acc = typename Arithmetic<T>::type;
   Plan<Body::kTensors>& plan = planner.plan;
   const bool by_sample = plan.result_by_sample || (order.by_sample && planner.batch() > 0);
-  const Walk walk =
-      planner.build(order.loop_repeats, by_sample, kPackLanes<T>, kBlockElements<Acc>);
+  const Walk walk = planner.build(order.loop_repeats, by_sample, Body::kBySample, kPackLanes<T>,
+                                  kBlockElements<Acc>);
   if (plan.samples == 0 || (plan.slots + plan.tail == 0 && !plan.result)) return;
 
-  const Grid grid(plan, by_sample);
+  const Grid grid(plan, by_sample, plan.result != nullptr);
   torch::stable::Tensor scratch;
   if (grid.blocks_a_result > 1) {
     const int64_t size[] = {grid.results * grid.blocks_a_result};
@@ -243,7 +248,7 @@ void launch(Planner<Body::kTensors>& planner, const Body& body, const torch::sta
   if (!plan.partials) return;
   add_partials<<<grid.second_blocks(), grid.second_threads(), 0, stream>>>(
       plan.partials, static_cast<Acc*>(plan.result), grid.results, grid.blocks_a_result,
-      plan.divisor);
+      plan.divisor, plan.adds);
   check_launch();
 }
 

@@ -24,6 +24,7 @@ STABLE_TORCH_LIBRARY_IMPL(_genkern_cuda, CUDA, m) {
   m.impl("affine", TORCH_BOX(&genkern::cuda::affine));
   m.impl("affine_out", TORCH_BOX(&genkern::cuda::affine_out));
   m.impl("noise_loss", TORCH_BOX(&genkern::cuda::noise_loss));
+  m.impl("noise_loss_forming", TORCH_BOX(&genkern::cuda::noise_loss_forming));
   m.impl("noise_loss_backward", TORCH_BOX(&genkern::cuda::noise_loss_backward));
   m.impl("sampler_step", TORCH_BOX(&genkern::cuda::sampler_step));
   m.impl("sampler_step_out", TORCH_BOX(&genkern::cuda::sampler_step_out));
@@ -32,4 +33,19 @@ STABLE_TORCH_LIBRARY_IMPL(_genkern_cuda, CUDA, m) {
   m.impl("dynamic_threshold", TORCH_BOX(&genkern::cuda::dynamic_threshold));
   m.impl("vlb", TORCH_BOX(&genkern::cuda::vlb));
   m.impl("vlb_backward", TORCH_BOX(&genkern::cuda::vlb_backward));
+  m.impl("discriminator_loss", TORCH_BOX(&genkern::cuda::discriminator_loss));
+  m.impl("discriminator_loss_forming", TORCH_BOX(&genkern::cuda::discriminator_loss_forming));
+  m.impl("discriminator_loss_backward", TORCH_BOX(&genkern::cuda::discriminator_loss_backward));
+  m.impl("generator_loss", TORCH_BOX(&genkern::cuda::generator_loss));
+  m.impl("generator_loss_forming", TORCH_BOX(&genkern::cuda::generator_loss_forming));
+  m.impl("generator_loss_backward", TORCH_BOX(&genkern::cuda::generator_loss_backward));
+  m.impl("gradient_penalty", TORCH_BOX(&genkern::cuda::gradient_penalty));
+  m.impl("gradient_penalty_backward", TORCH_BOX(&genkern::cuda::gradient_penalty_backward));
+  m.impl("gradient_penalty_backward_backward",
+         TORCH_BOX(&genkern::cuda::gradient_penalty_backward_backward));
+  m.impl("interpolate", TORCH_BOX(&genkern::cuda::interpolate));
+  m.impl("interpolate_backward", TORCH_BOX(&genkern::cuda::interpolate_backward));
+  m.impl("optimal_discriminator", TORCH_BOX(&genkern::cuda::optimal_discriminator));
+  m.impl("optimal_discriminator_backward",
+         TORCH_BOX(&genkern::cuda::optimal_discriminator_backward));
 }

@@ -55,6 +55,10 @@ void affine_out(Tensor x, OptionalTensor y, OptionalTensor z, OptionalTensor key
 Tensor noise_loss(Tensor pred, OptionalTensor x0, OptionalTensor key, OptionalTensor noise,
                   Tensor coefficients, OptionalTensor t, OptionalTensor sample_weight,
                   int64_t reduction);
+std::tuple<Tensor, Tensor> noise_loss_forming(Tensor pred, OptionalTensor x0, OptionalTensor key,
+                                              OptionalTensor noise, Tensor coefficients,
+                                              OptionalTensor t, OptionalTensor sample_weight,
+                                              int64_t reduction);
 std::tuple<Tensor, Tensor, Tensor> noise_loss_backward(Tensor grad, Tensor pred, OptionalTensor x0,
                                                        OptionalTensor key, OptionalTensor noise,
                                                        Tensor coefficients, OptionalTensor t,
@@ -85,5 +89,38 @@ std::tuple<Tensor, Tensor> vlb_backward(Tensor grad, Tensor pred, OptionalTensor
                                         Tensor coefficients, OptionalTensor t, double x0_min,
                                         double x0_max, double vlb_scale, double simple_scale,
                                         bool detach_mean, int64_t reduction, int64_t output_mask);
+
+Tensor discriminator_loss(Tensor real_logits, Tensor fake_logits, int64_t kind,
+                          double label_smoothing, int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor> discriminator_loss_forming(Tensor real_logits,
+                                                              Tensor fake_logits, int64_t kind,
+                                                              double label_smoothing,
+                                                              int64_t reduction);
+std::tuple<Tensor, Tensor> discriminator_loss_backward(Tensor grad, Tensor real_logits,
+                                                       Tensor fake_logits, int64_t kind,
+                                                       double label_smoothing, int64_t reduction,
+                                                       int64_t output_mask);
+Tensor generator_loss(Tensor fake_logits, OptionalTensor real_logits, int64_t kind,
+                      int64_t reduction);
+std::tuple<Tensor, Tensor, Tensor> generator_loss_forming(Tensor fake_logits,
+                                                          OptionalTensor real_logits, int64_t kind,
+                                                          int64_t reduction);
+std::tuple<Tensor, Tensor> generator_loss_backward(Tensor grad, Tensor fake_logits,
+                                                   OptionalTensor real_logits, int64_t kind,
+                                                   int64_t reduction, int64_t output_mask);
+Tensor gradient_penalty(Tensor grads, double center, double weight, int64_t reduction);
+Tensor gradient_penalty_backward(Tensor grad, Tensor grads, double center, double weight,
+                                 int64_t reduction);
+std::tuple<Tensor, Tensor> gradient_penalty_backward_backward(Tensor grad_out, Tensor grad,
+                                                              Tensor grads, double center,
+                                                              double weight, int64_t reduction,
+                                                              int64_t output_mask);
+Tensor interpolate(Tensor real, Tensor fake, OptionalTensor key, OptionalTensor noise);
+std::tuple<Tensor, Tensor, Tensor> interpolate_backward(Tensor grad, Tensor real, Tensor fake,
+                                                        OptionalTensor key, OptionalTensor noise,
+                                                        int64_t output_mask);
+Tensor optimal_discriminator(Tensor log_p, Tensor log_q);
+std::tuple<Tensor, Tensor> optimal_discriminator_backward(Tensor grad, Tensor log_p, Tensor log_q,
+                                                          int64_t output_mask);
 
 }  // namespace genkern::cuda

@@ -60,6 +60,7 @@ struct Plan {
   bool result_by_sample = false;  // one a sample, or one for all
   double* partials = nullptr;     // [result][block] where more than one block serves a result
   double divisor = 1;
+  bool adds = false;  // to what is there
 
   int64_t samples = 1, repeats = 1, slots = 0, row = 1;
   int64_t tail = 0;    // Walk::kFlat: elements of a sample after its last whole slot
@@ -133,8 +134,8 @@ class Planner {
 
   // Lays out the walk. `lanes`: elements in 16 bytes; `block`: elements a Philox block gives.
   // `loop_repeats`: one thread serves all repeats of an element. `by_sample`: dimension 0 stays
-  // apart, and a thread serves one sample.
-  Walk build(bool loop_repeats, bool by_sample, int lanes, int block) {
+  // apart, and a thread serves one sample; `flat_samples`: by a SamplePlan if it can.
+  Walk build(bool loop_repeats, bool by_sample, bool flat_samples, int lanes, int block) {
     dims_.clear();
     for (size_t d = 0; d < sizes_.size(); ++d) {
       Dim dim{sizes_[d], {}};
@@ -157,7 +158,7 @@ class Planner {
       return Walk::kElements;
     }
     lay_out(lanes);
-    if (!is_flat(lanes)) return Walk::kRows;
+    if (!is_flat(flat_samples, lanes)) return Walk::kRows;
     plan.slots = plan.row / lanes;
     plan.tail = plan.row % lanes;
     return Walk::kFlat;
@@ -235,8 +236,9 @@ class Planner {
     return !plan.key || (row.stride[kIndex] == 1 && steps_divide(kIndex, block));
   }
 
-  bool is_flat(int lanes) const {
+  bool is_flat(bool flat_samples, int lanes) const {
     if (dims_.size() > 1 || plan.repeats != 1 || !plan.aligned) return false;
+    if (plan.samples != 1 && !flat_samples) return false;
     // A block works out one key: where samples have their own it must not serve several.
     if (plan.sample_stride[kKey] != 0 && plan.row / lanes <= kThreads / 2) return false;
     for (int o = 0; o < kTensors; ++o)

@@ -115,6 +115,23 @@ __device__ __forceinline__ auto block_normals(const Words& b) {
   }
 }
 
+// Number j of a block.
+template <class Acc>
+__device__ __forceinline__ Acc block_uniform(const Words& b, int j) {
+  if constexpr (kBlockElements<Acc> == 2) {
+    return uniform_double(j ? b.w[2] : b.w[0], j ? b.w[3] : b.w[1]);
+  } else {
+    const uint32_t even = j & 2 ? b.w[2] : b.w[0], odd = j & 2 ? b.w[3] : b.w[1];
+    return uniform_float(j & 1 ? odd : even);
+  }
+}
+// Element `index` of a key's stream.
+template <class Acc>
+__device__ Acc uniform_at(Key key, uint64_t index) {
+  constexpr int kBlock = kBlockElements<Acc>;
+  return block_uniform<Acc>(philox_block(key, index / kBlock), index % kBlock);
+}
+
 // The stream of a key, its round keys worked out.
 struct Stream {
   RoundKey keys[kPhiloxRounds];
@@ -219,23 +236,10 @@ class Slot {
       for (int v = 0; v < kLanes; v += kBlock) {
         const Words b = block(0, v);
 #pragma unroll
-        for (int j = 0; j < kBlock; ++j) {
-          if constexpr (kBlock == 2) {
-            u[v + j] = uniform_double(b.w[2 * j], b.w[2 * j + 1]);
-          } else {
-            u[v + j] = uniform_float(b.w[j]);
-          }
-        }
+        for (int j = 0; j < kBlock; ++j) u[v + j] = block_uniform<Acc>(b, j);
       }
     } else {
-      const Words b = block(0, 0);
-      const int j = lane(0);
-      if constexpr (kBlock == 2) {
-        u[0] = uniform_double(j ? b.w[2] : b.w[0], j ? b.w[3] : b.w[1]);
-      } else {
-        const uint32_t even = j & 2 ? b.w[2] : b.w[0], odd = j & 2 ? b.w[3] : b.w[1];
-        u[0] = uniform_float(j & 1 ? odd : even);
-      }
+      u[0] = block_uniform<Acc>(block(0, 0), lane(0));
     }
   }
 

@@ -1,0 +1,337 @@
+// What a thread does with a slot in the kernels of the GAN family. One element's mathematics is in
+// genkern/gan.h, the operators' in genkern/_ops/gan.py.
+#pragma once
+
+#include "cuda/launch.cuh"
+#include "genkern/gan.h"
+
+namespace genkern::cuda {
+
+// ---- functions of logits
+
+template <class Acc>
+struct TermNumbers {
+  Acc sign, factor, smoothing;
+  template <class Form>
+  __device__ OfLogit<Acc> at(Acc logit, Form) const {
+    return logit_term<Form::value>(logit, sign, factor, smoothing);
+  }
+};
+
+// A function of x and one of y of the same form, or one of x - y.
+template <class Acc>
+struct Terms {
+  LogitForm form;
+  bool difference;
+  TermNumbers<Acc> x, y;
+};
+
+// Calls f with the form as a constant.
+template <class F>
+__device__ void with_form(LogitForm form, const F& f) {
+  switch (form) {
+    case LogitForm::kLogistic:
+      return f(std::integral_constant<LogitForm, LogitForm::kLogistic>{});
+    case LogitForm::kHinge:
+      return f(std::integral_constant<LogitForm, LogitForm::kHinge>{});
+    case LogitForm::kLinear:
+      return f(std::integral_constant<LogitForm, LogitForm::kLinear>{});
+    case LogitForm::kSquare:
+      return f(std::integral_constant<LogitForm, LogitForm::kSquare>{});
+    case LogitForm::kProbability:
+      return f(std::integral_constant<LogitForm, LogitForm::kProbability>{});
+  }
+}
+
+// The values, and the gradients of their reduction where they are asked for.
+template <class Acc>
+struct Logits {
+  enum { kX, kY, kGradY, kGradX, kValue, kTensors };
+  static constexpr bool kSums = true, kDraws = false, kBySample = false;
+  Terms<Acc> terms;
+  Acc grad_factor;
+
+  template <class S>
+  __device__ Acc operator()(const S& slot) const {
+    Acc x[S::kLanes], y[S::kLanes], value[S::kLanes];
+    slot.load(kX, x);
+    slot.load_or(kY, Acc(0), y);
+    if (terms.difference) {
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) x[v] -= y[v];
+    }
+    with_form(terms.form, [&](auto form) {
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
+        const auto f = terms.x.at(x[v], form);
+        value[v] = f.value;
+        x[v] = grad_factor * f.u;
+      }
+      if (terms.difference || !slot.has(kY)) return;
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
+        const auto f = terms.y.at(y[v], form);
+        value[v] += f.value;
+        y[v] = grad_factor * f.u;
+      }
+    });
+    if (slot.has(kGradX)) slot.store(kGradX, x);
+    if (slot.has(kGradY)) {
+      if (terms.difference) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) y[v] = -x[v];
+      }
+      slot.store(kGradY, y);
+    }
+    if (slot.has(kValue)) slot.store(kValue, value);
+    return slot.sum(value);
+  }
+};
+
+template <class Acc>
+struct LogitsBackward {
+  enum { kGrad, kX, kY, kGradY, kGradX, kTensors };
+  static constexpr bool kSums = false, kDraws = false, kBySample = false;
+  Terms<Acc> terms;
+  Acc grad_factor;
+
+  template <class S>
+  __device__ void operator()(const S& slot) const {
+    Acc g[S::kLanes], x[S::kLanes], y[S::kLanes];
+    slot.load_upstream(kGrad, grad_factor, g);
+    slot.load_or(kX, Acc(0), x);
+    slot.load_or(kY, Acc(0), y);
+    if (terms.difference) {
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) x[v] -= y[v];
+    }
+    with_form(terms.form, [&](auto form) {
+      if (slot.has(kX)) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) x[v] = g[v] * terms.x.at(x[v], form).u;
+      }
+      if (terms.difference || !slot.has(kY)) return;
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) y[v] = g[v] * terms.y.at(y[v], form).u;
+    });
+    if (slot.has(kGradX)) slot.store(kGradX, x);
+    if (slot.has(kGradY)) {
+      if (terms.difference) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) y[v] = -x[v];
+      }
+      slot.store(kGradY, y);
+    }
+  }
+};
+
+// ---- penalties: the sums of a sample, what follows from them, and a multiple of the sample
+
+struct PenaltySums {
+  double squares, products;  // of g, of g v
+  __device__ PenaltySums& operator+=(const PenaltySums& other) {
+    squares += other.squares;
+    products += other.products;
+    return *this;
+  }
+};
+__device__ inline PenaltySums shuffle_down(const PenaltySums& x, int step) {
+  return {shuffle_down(x.squares, step), shuffle_down(x.products, step)};
+}
+
+struct PenaltyTensors {
+  enum { kGrads, kGradOut, kTensors };
+  PenaltySums* partials;  // [sample][block]
+};
+
+template <class Body, class T, Walk kWalk>
+__global__ void __launch_bounds__(kThreads, 1)
+    sum_squares(const __grid_constant__ Plan<Body::kTensors> plan,
+                const __grid_constant__ Body body) {
+  using Acc = typename Arithmetic<T>::type;
+  const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  PenaltySums total{};
+  if (sample < plan.samples)
+    for_sample_slots<T, kWalk>(plan, Stream{}, sample, [&](const auto& slot) {
+      constexpr int kLanes = std::decay_t<decltype(slot)>::kLanes;
+      Acc g[kLanes], v[kLanes];
+      slot.load(Body::kGrads, g);
+#pragma unroll
+      for (int i = 0; i < kLanes; ++i) total.squares += static_cast<double>(g[i]) * g[i];
+      if (!slot.has(Body::kGradOut)) return;
+      slot.load(Body::kGradOut, v);
+#pragma unroll
+      for (int i = 0; i < kLanes; ++i) total.products += static_cast<double>(g[i]) * v[i];
+    });
+  total = sum_threads(total, blockDim.x);
+  if (threadIdx.x == 0 && sample < plan.samples)
+    body.partials[sample * gridDim.y + blockIdx.y] = total;
+}
+
+template <class Acc>
+struct PenaltyRows {
+  const PenaltySums* partials;  // null: the squares do not matter
+  int64_t blocks, samples;
+  double center, weight, divisor;
+  const void* grad;  // upstream, of the penalty; null: the penalty itself is asked for
+  int64_t grad_stride;
+  Acc* coefficients;   // of the samples' v or, without v, g; then of their g
+  void* out;           // the penalty, or the gradient of `grad`; null: not asked for
+  bool along, reduce;  // there is a v; one value for all samples
+};
+
+// blockDim.x threads a sample. One block where `reduce` is set.
+template <class Acc, class Value>
+__global__ void __launch_bounds__(kThreads, 1)
+    solve_penalty(const __grid_constant__ PenaltyRows<Acc> rows) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.y;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.y;
+  double all = 0;
+  for (int64_t row = first; row < rows.samples; row += step) {
+    const int64_t sample = row + threadIdx.y;
+    PenaltySums sums{};
+    if (rows.partials && sample < rows.samples)
+      for (int64_t i = threadIdx.x; i < rows.blocks; i += blockDim.x)
+        sums += rows.partials[sample * rows.blocks + i];
+    sums = sum_threads(sums, blockDim.x);
+    if (threadIdx.x || sample >= rows.samples) continue;
+    const Penalty p = penalty(sums.squares, rows.center, rows.weight);
+    double value = p.value;
+    if (rows.grad) {
+      const double g =
+          widen(static_cast<const Value*>(rows.grad)[sample * rows.grad_stride]) / rows.divisor;
+      rows.coefficients[sample] = coefficient<Acc>(g * p.slope);
+      if (rows.along) {
+        value = p.slope * sums.products;
+        rows.coefficients[rows.samples + sample] = coefficient<Acc>(g * (p.turn * sums.products));
+      }
+    }
+    all += value;
+    if (rows.out && !rows.reduce)
+      static_cast<Value*>(rows.out)[sample] = narrow<Value>(static_cast<Acc>(value));
+  }
+  if (!rows.out || !rows.reduce) return;
+  all = sum_threads(all, kThreads);
+  if (thread_in_block() == 0)
+    static_cast<Value*>(rows.out)[0] = narrow<Value>(static_cast<Acc>(all / rows.divisor));
+}
+
+// k g, or k v + l g.
+template <class Acc>
+struct ScaleSamples {
+  enum { kGrads, kGradOut, kOut, kTensors };
+  static constexpr bool kSums = false, kDraws = false, kBySample = true;
+  const Acc* coefficients;
+  int64_t samples;
+
+  struct Sample {
+    Acc k, l;
+
+    template <class S>
+    __device__ void operator()(const S& slot) const {
+      Acc g[S::kLanes], v[S::kLanes];
+      if (!slot.has(kGradOut)) {
+        slot.load(kGrads, g);
+#pragma unroll
+        for (int i = 0; i < S::kLanes; ++i) g[i] *= k;
+        slot.store(kOut, g);
+        return;
+      }
+      slot.load(kGradOut, v);
+      slot.load_or(kGrads, Acc(0), g);
+#pragma unroll
+      for (int i = 0; i < S::kLanes; ++i) {
+        v[i] *= k;
+        // Where there is no turn, an infinite g must not meet the 0.
+        if (l != Acc(0)) v[i] = madd(l, g[i], v[i]);
+      }
+      slot.store(kOut, v);
+    }
+  };
+  template <class PlanType>
+  __device__ Sample of(const PlanType& plan, int64_t sample) const {
+    return {coefficients[sample], plan.has(kGradOut) ? coefficients[samples + sample] : Acc(0)};
+  }
+};
+
+// ---- points between real and generated data
+
+// A weight a sample: given, or drawn, element b of the key's stream or element 0 of sample b's.
+template <class T>
+struct Weights {
+  using Acc = typename Arithmetic<T>::type;
+  const T* given;
+  int64_t stride;
+  const uint64_t* key;
+  int64_t key_stride, word_stride;
+  bool own_keys;
+
+  __device__ Acc operator[](int64_t sample) const {
+    if (given) return widen(given[sample * stride]);
+    const uint64_t* k = key + sample * key_stride;
+    return uniform_at<Acc>({k[0], k[word_stride]}, own_keys ? 0 : sample);
+  }
+};
+
+template <class T>
+struct Interpolate {
+  using Acc = typename Arithmetic<T>::type;
+  enum { kReal, kFake, kMixed, kTensors };
+  static constexpr bool kSums = false, kDraws = false, kBySample = true;
+  Weights<T> weights;
+
+  struct Sample {
+    Acc w;
+
+    template <class S>
+    __device__ void operator()(const S& slot) const {
+      Acc real[S::kLanes], fake[S::kLanes];
+      slot.load(kReal, real);
+      slot.load(kFake, fake);
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) real[v] = interpolate(real[v], fake[v], w);
+      slot.store(kMixed, real);
+    }
+  };
+  template <class PlanType>
+  __device__ Sample of(const PlanType&, int64_t sample) const {
+    return {weights[sample]};
+  }
+};
+
+// Sums to the gradients of the weights.
+template <class T>
+struct InterpolateBackward {
+  using Acc = typename Arithmetic<T>::type;
+  enum { kGrad, kReal, kFake, kGradFake, kGradReal, kTensors };
+  static constexpr bool kSums = true, kDraws = false, kBySample = true;
+  Weights<T> weights;
+
+  struct Sample {
+    Acc w;
+
+    template <class S>
+    __device__ Acc operator()(const S& slot) const {
+      Acc g[S::kLanes], real[S::kLanes], fake[S::kLanes];
+      slot.load(kGrad, g);
+      slot.load_or(kReal, Acc(0), real);
+      slot.load_or(kFake, Acc(0), fake);
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
+        const Acc along = g[v] * (real[v] - fake[v]);
+        real[v] = w * g[v];
+        fake[v] = (Acc(1) - w) * g[v];
+        g[v] = along;
+      }
+      if (slot.has(kGradReal)) slot.store(kGradReal, real);
+      if (slot.has(kGradFake)) slot.store(kGradFake, fake);
+      return slot.sum(g);
+    }
+  };
+  template <class PlanType>
+  __device__ Sample of(const PlanType&, int64_t sample) const {
+    return {weights[sample]};
+  }
+};
+
+}  // namespace genkern::cuda
