@@ -242,13 +242,13 @@ struct Cut {
   int64_t partials() const { return segments * chunks; }
 };
 
-inline int64_t total(const Shape& shape) {
+static inline int64_t total(const Shape& shape) {
   int64_t n = 1;
   for (int d = 0; d < shape.dims; ++d) n *= shape.sizes[d];
   return n;
 }
 
-inline Cut cut_of(const Call& call) {
+static inline Cut cut_of(const Call& call) {
   return Cut(total(call.shape), call.shape.samples,
              call.by_sample ? Reduction::kSample : call.reduction);
 }

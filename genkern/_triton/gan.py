@@ -428,7 +428,7 @@ def _penalty(
     parts = tiles.rows * tiles.column_tiles // max(samples, 1)
     squares = grads.new_empty((samples, parts), dtype=torch.float64)
     products = None if grad_out is None else torch.empty_like(squares)
-    if center != 0.0 or value is not None:
+    if center != 0.0 or value is not None or grad_out is not None:
         launch(
             squares_kernel, tiles.programs, grads.device,
             *map(tiles.operand, (grads, grad_out)), squares, products, tiles.form,
