@@ -107,14 +107,14 @@ def discriminator_loss(
     code = checks.reduction_code(function, reduction)
     checks.one_of(function, "kind", kind, ops.KINDS)
     _logits(function, real_logits, fake_logits, kind, code, reduction)
-    if label_smoothing:
+    if label_smoothing != 0.0:
+        below_1 = math.nextafter(1.0, 0.0)
+        label_smoothing = checks.number(
+            function, "label_smoothing", label_smoothing, 0.0, below_1, "in [0, 1)"
+        )
         if kind not in _SMOOTHED:
             raise ValueError(
                 f"{function}: label_smoothing must be 0 with kind={kind!r}, got {label_smoothing}"
-            )
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(
-                f"{function}: label_smoothing must be in [0, 1), got {label_smoothing}"
             )
     real, fake = promoted(real_logits, fake_logits)
     return ops.discriminator_loss(real, fake, ops.KINDS[kind], float(label_smoothing), code)  # type: ignore[no-any-return]
@@ -220,9 +220,10 @@ def gradient_penalty(grads: Tensor, *, center: float = 1.0, reduction: str = "me
         >>> genkern.gan.gradient_penalty(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), reduction="sample")
         tensor([16.,  0.])
     """
-    if not 0.0 <= center < math.inf:
-        raise ValueError(f"gradient_penalty: center must be at least 0 and finite, got {center}")
-    return _penalty("gradient_penalty", grads, float(center), 1.0, reduction)
+    center = checks.number(
+        "gradient_penalty", "center", center, 0.0, expected="at least 0 and finite"
+    )
+    return _penalty("gradient_penalty", grads, center, 1.0, reduction)
 
 
 def r1_penalty(grads: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -389,16 +390,13 @@ def clip_weights_(params: Tensor | Iterable[Tensor], bound: float) -> None:
         >>> all(p.abs().max() <= 0.01 for p in critic.parameters())
         True
     """
-    if not 0.0 < bound < math.inf:
-        raise ValueError(f"clip_weights_: bound must be positive and finite, got {bound}")
+    bound = checks.number(
+        "clip_weights_", "bound", bound, checks.LEAST, expected="positive and finite"
+    )
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for i, x in enumerate((params,) if isinstance(params, Tensor) else params):
         checks.floating("clip_weights_", f"params[{i}]", x)
-        if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
-            raise ValueError(
-                f"clip_weights_: params[{i}] must have memory for each element,"
-                f" got shape {tuple(x.shape)} with strides {x.stride()}"
-            )
+        checks.own_memory("clip_weights_", f"params[{i}]", x)
         groups.setdefault((x.device, x.dtype), []).append(x)
     with torch.no_grad():
         for (device, _), tensors in groups.items():

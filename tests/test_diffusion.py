@@ -450,6 +450,11 @@ def test_out_and_in_place():
     strided = torch.empty(4, 5, 3, 2).permute(0, 3, 2, 1)
     ddim_step(x, pred, 20, SCHEDULE, out=strided)
     assert torch.equal(strided, ddim_step(x, pred, 20, SCHEDULE))
+    # The other half of the same memory is disjoint, though its addresses lie in between.
+    shared = torch.cat((x, x), 1)
+    first, second = shared.chunk(2, 1)
+    ddim_step(first, pred, 20, SCHEDULE, out=second)
+    assert same_bits(first, x) and same_bits(second, ddim_step(x, pred, 20, SCHEDULE))
     # The halves of a network's output are read where they are.
     both = torch.cat((pred, uncond), 1)
     inside = x.clone()
