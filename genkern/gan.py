@@ -34,6 +34,7 @@ __all__ = [
 
 # The kinds whose labels can be smoothed.
 _SMOOTHED = ("minimax", "saturating", "non_saturating", "least_squares")
+_BELOW_1 = math.nextafter(1.0, 0.0)
 
 
 def _logits(
@@ -108,9 +109,8 @@ def discriminator_loss(
     checks.one_of(function, "kind", kind, ops.KINDS)
     _logits(function, real_logits, fake_logits, kind, code, reduction)
     if label_smoothing != 0.0:
-        below_1 = math.nextafter(1.0, 0.0)
         label_smoothing = checks.number(
-            function, "label_smoothing", label_smoothing, 0.0, below_1, "in [0, 1)"
+            function, "label_smoothing", label_smoothing, 0.0, _BELOW_1, "in [0, 1)"
         )
         if kind not in _SMOOTHED:
             raise ValueError(

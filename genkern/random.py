@@ -144,7 +144,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """
     checks.key_words("fold_in", key)
     if not isinstance(data, Tensor):
-        if isinstance(data, bool) or not hasattr(data, "__index__"):
+        if type(data) is not int and (isinstance(data, bool) or not hasattr(data, "__index__")):
             got = type(data).__name__
             raise TypeError(f"fold_in: data must be an integer or a tensor, got {got}")
         data = checks.integer("fold_in", "data", data, -(2**63), 2**63 - 1, "in [-2**63, 2**63)")

@@ -37,6 +37,12 @@ __all__ = [
 
 _NO_CLAMP = (-math.inf, math.inf)
 
+# What a number may be: its bounds and their text.
+_FREE_BITS = (0.0, checks.GREATEST, "at least 0 and finite")
+# sigma and its reciprocal are normal numbers of the arithmetic, float32 or float64.
+_SIGMA = (2.0**-126, 2.0**126, "in [2**-126, 2**126]")
+_SIGMA64 = (2.0**-1022, 2.0**1022, "in [2**-1022, 2**1022]")
+
 
 def _clamp(function: str, logvar_clamp: tuple[float, float] | None) -> tuple[float, float]:
     if logvar_clamp is None:
@@ -63,9 +69,9 @@ def _prior(
     raise TypeError(f"{function}: {name} must be a tensor or a number, got {got}")
 
 
-def _expanded(function: str, name: str, prior: Tensor | None, mu: Tensor) -> Tensor | None:
+def _expanded(function: str, name: str, prior: Tensor, mu: Tensor) -> Tensor:
     """The tensor in mu's shape: after the promotion, in which 0-d tensors do not count."""
-    if prior is None or prior.shape == mu.shape:
+    if prior.shape == mu.shape:
         return prior
     try:
         return prior.expand(mu.shape)
@@ -74,20 +80,6 @@ def _expanded(function: str, name: str, prior: Tensor | None, mu: Tensor) -> Ten
             f"{function}: {name} must broadcast to mu's shape {tuple(mu.shape)},"
             f" got {tuple(prior.shape)}"
         ) from None
-
-
-_FREE_BITS = "at least 0 and finite"
-
-
-def _sigma(function: str, sigma: float, dtype: torch.dtype) -> float:
-    """sigma; raises unless it and its reciprocal are normal numbers of the arithmetic."""
-    sigma = checks.number(function, "sigma", sigma, checks.LEAST, expected="positive and finite")
-    power = 1022 if dtype == torch.float64 else 126
-    if not 2.0**-power <= sigma <= 2.0**power:
-        raise ValueError(
-            f"{function}: sigma must be in [2**-{power}, 2**{power}] for {dtype}, got {sigma}"
-        )
-    return sigma
 
 
 def rsample(
@@ -208,13 +200,15 @@ def kl(
     prior_mu, mean = _prior("kl", "prior_mu", prior_mu, mu)
     prior_logvar, log_variance = _prior("kl", "prior_logvar", prior_logvar, mu)
     options = (
-        checks.number("kl", "free_bits", free_bits, 0.0, expected=_FREE_BITS),
+        checks.number("kl", "free_bits", free_bits, *_FREE_BITS),
         *_clamp("kl", logvar_clamp),
         code,
     )
     mu, logvar, prior_mu, prior_logvar = promoted(mu, logvar, prior_mu, prior_logvar)  # type: ignore[assignment]
-    prior_mu = _expanded("kl", "prior_mu", prior_mu, mu)
-    prior_logvar = _expanded("kl", "prior_logvar", prior_logvar, mu)
+    if prior_mu is not None:
+        prior_mu = _expanded("kl", "prior_mu", prior_mu, mu)
+    if prior_logvar is not None:
+        prior_logvar = _expanded("kl", "prior_logvar", prior_logvar, mu)
     return ops.kl(mu, logvar, prior_mu, prior_logvar, mean, log_variance, *options)  # type: ignore[no-any-return]
 
 
@@ -274,7 +268,7 @@ def rsample_kl(
     prior_mu, mean = _prior("rsample_kl", "prior_mu", prior_mu, mu)
     prior_logvar, log_variance = _prior("rsample_kl", "prior_logvar", prior_logvar, mu)
     options = (
-        checks.number("rsample_kl", "free_bits", free_bits, 0.0, expected=_FREE_BITS),
+        checks.number("rsample_kl", "free_bits", free_bits, *_FREE_BITS),
         *_clamp("rsample_kl", logvar_clamp),
         code,
     )
@@ -282,8 +276,10 @@ def rsample_kl(
     mu, logvar, prior_mu, prior_logvar, noise = promoted(  # type: ignore[assignment]
         mu, logvar, prior_mu, prior_logvar, noise
     )
-    prior_mu = _expanded("rsample_kl", "prior_mu", prior_mu, mu)
-    prior_logvar = _expanded("rsample_kl", "prior_logvar", prior_logvar, mu)
+    if prior_mu is not None:
+        prior_mu = _expanded("rsample_kl", "prior_mu", prior_mu, mu)
+    if prior_logvar is not None:
+        prior_logvar = _expanded("rsample_kl", "prior_logvar", prior_logvar, mu)
     if key is None and noise is None:
         key = new_key(device=mu.device, generator=generator)
     return ops.rsample_kl(  # type: ignore[no-any-return]
@@ -358,7 +354,8 @@ def gaussian_nll(
     code = checks.reduction_code("gaussian_nll", reduction)
     checks.pair("gaussian_nll", "x_hat", x_hat, "x", x)
     x_hat, x = promoted(x_hat, x)  # type: ignore[assignment]
-    sigma = _sigma("gaussian_nll", sigma, x_hat.dtype)
+    bounds = _SIGMA64 if x_hat.dtype == torch.float64 else _SIGMA
+    sigma = checks.number("gaussian_nll", "sigma", sigma, *bounds)
     return ops.gaussian_nll(x_hat, x, None, sigma, *_NO_CLAMP, code)  # type: ignore[no-any-return]
 
 
@@ -424,8 +421,9 @@ def elbo_loss(
             f" got shapes {tuple(x_hat.shape)} and {tuple(mu.shape)}"
         )
     x_hat, x = promoted(x_hat, x)  # type: ignore[assignment]
-    sigma = _sigma("elbo_loss", sigma, x_hat.dtype)
-    free_bits = checks.number("elbo_loss", "free_bits", free_bits, 0.0, expected=_FREE_BITS)
+    bounds = _SIGMA64 if x_hat.dtype == torch.float64 else _SIGMA
+    sigma = checks.number("elbo_loss", "sigma", sigma, *bounds)
+    free_bits = checks.number("elbo_loss", "free_bits", free_bits, *_FREE_BITS)
     if not isinstance(beta, Tensor):
         beta = checks.number("elbo_loss", "beta", beta)
     if likelihood == "bernoulli":

@@ -302,12 +302,12 @@ ERRORS = [
     (
         lambda: gaussian_nll(X, X, sigma=0.0),
         ValueError,
-        "gaussian_nll: sigma must be positive and finite, got 0.0",
+        "gaussian_nll: sigma must be in [2**-126, 2**126], got 0.0",
     ),
     (
         lambda: gaussian_nll(X, X, sigma=INF),
         ValueError,
-        "gaussian_nll: sigma must be positive and finite, got inf",
+        "gaussian_nll: sigma must be in [2**-126, 2**126], got inf",
     ),
     (
         lambda: gaussian_nll(X, X, sigma="1"),
@@ -322,17 +322,17 @@ ERRORS = [
     (
         lambda: gaussian_nll(X, X, sigma=1e-40),
         ValueError,
-        "gaussian_nll: sigma must be in [2**-126, 2**126] for torch.float32, got 1e-40",
+        "gaussian_nll: sigma must be in [2**-126, 2**126], got 1e-40",
     ),
     (
         lambda: gaussian_nll(X.half(), X.half(), sigma=1e39),
         ValueError,
-        "gaussian_nll: sigma must be in [2**-126, 2**126] for torch.float16, got 1e+39",
+        "gaussian_nll: sigma must be in [2**-126, 2**126], got 1e+39",
     ),
     (
         lambda: gaussian_nll(X.double(), X, sigma=1e-308),
         ValueError,
-        "gaussian_nll: sigma must be in [2**-1022, 2**1022] for torch.float64, got 1e-308",
+        "gaussian_nll: sigma must be in [2**-1022, 2**1022], got 1e-308",
     ),
     (
         lambda: gaussian_nll(X, X[:1]),
@@ -377,7 +377,7 @@ ERRORS = [
     (
         lambda: elbo_loss(X, X, X, X, sigma=-3.0),
         ValueError,
-        "elbo_loss: sigma must be positive and finite, got -3.0",
+        "elbo_loss: sigma must be in [2**-126, 2**126], got -3.0",
     ),
     (
         lambda: elbo_loss(X, X, X, X, free_bits=-1.0),

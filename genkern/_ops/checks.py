@@ -34,8 +34,7 @@ def reduction_code(function: str, reduction: str) -> int:
 
 
 def _is_number(x: object) -> bool:
-    # The rest are NumPy's; to ask for Real is slow, so not before the common types.
-    return type(x) in (float, int) or (isinstance(x, numbers.Real) and not isinstance(x, bool))
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)  # NumPy's too
 
 
 def number(
@@ -47,7 +46,9 @@ def number(
     expected: str = "finite",
 ) -> float:
     """x as a float; raises unless it is a number, no tensor, in [low, high]."""
-    if type(x) is not float and not _is_number(x):
+    if (type(x) is float or type(x) is int) and low <= x <= high:  # the common case, fast
+        return float(x)
+    if not _is_number(x):
         raise TypeError(f"{function}: {name} must be a number, got {type(x).__name__}")
     if not low <= x <= high:
         raise ValueError(f"{function}: {name} must be {expected}, got {x}")
@@ -61,6 +62,8 @@ def two_numbers(function: str, name: str, x: Any, expected: str) -> tuple[float,
     if len(x) != 2:
         raise ValueError(f"{function}: {name} must be {expected}, got {x}")
     first, second = x
+    if type(first) is type(second) is float:
+        return first, second
     if not (_is_number(first) and _is_number(second)):
         raise TypeError(f"{function}: {name} must be {expected} of numbers, got {x}")
     return float(first), float(second)
@@ -87,7 +90,7 @@ def integer(
 def sizes(function: str, name: str, shape: Any, expected: str) -> list[int]:
     """A shape as a list; raises unless it is a sequence of integers, none negative."""
     try:
-        found = [n if type(n) is int else integer(function, name, n, 0) for n in shape]
+        found = [n if type(n) is int else integer(function, name, n) for n in shape]
     except TypeError:
         raise TypeError(f"{function}: {name} must be a sequence of integers, got {shape}") from None
     if found and min(found) < 0:
