@@ -722,6 +722,8 @@ def test_unknown_backend_and_operator():
         ValueError, match=r"^explain: expected at least one tensor argument of kl, got none$"
     ):
         genkern.explain(kl)
+    with pytest.raises(ValueError, match=r"^explain: op must be one of .*, got 'Linear'$"):
+        genkern.explain(torch.nn.Linear, X)
 
 
 # ---- memory that is written
