@@ -65,6 +65,7 @@ ERRORS = [
         "new_key: generator must be a torch.Generator, got int",
     ),
     (lambda: split(K, 2.0), TypeError, "split: num must be an integer, got float"),
+    (lambda: split(K, X[0, 0]), TypeError, "split: num must be an integer, got Tensor"),
     (
         lambda: fold_in(K, True),
         TypeError,

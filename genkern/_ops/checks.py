@@ -34,7 +34,8 @@ def reduction_code(function: str, reduction: str) -> int:
 
 
 def _is_number(x: object) -> bool:
-    return isinstance(x, numbers.Real) and not isinstance(x, bool)  # NumPy's too
+    """Also one of NumPy's, but no bool; slow."""
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
 def number(
@@ -46,9 +47,7 @@ def number(
     expected: str = "finite",
 ) -> float:
     """x as a float; raises unless it is a number, no tensor, in [low, high]."""
-    if (type(x) is float or type(x) is int) and low <= x <= high:  # the common case, fast
-        return float(x)
-    if not _is_number(x):
+    if type(x) is not float and type(x) is not int and not _is_number(x):
         raise TypeError(f"{function}: {name} must be a number, got {type(x).__name__}")
     if not low <= x <= high:
         raise ValueError(f"{function}: {name} must be {expected}, got {x}")
@@ -69,6 +68,15 @@ def two_numbers(function: str, name: str, x: Any, expected: str) -> tuple[float,
     return float(first), float(second)
 
 
+def _index(x: Any) -> int | None:
+    if isinstance(x, bool):
+        return None
+    try:
+        return operator.index(x)
+    except TypeError:
+        return None
+
+
 def integer(
     function: str,
     name: str,
@@ -78,23 +86,28 @@ def integer(
     expected: str = "",
 ) -> int:
     """x as an int; raises unless it is an integer in [low, high], of any type but bool."""
-    if type(x) is not int and not isinstance(x, torch.SymInt):
-        if isinstance(x, bool) or not hasattr(x, "__index__"):
-            raise TypeError(f"{function}: {name} must be an integer, got {type(x).__name__}")
-        x = operator.index(x)
-    if (low is not None and x < low) or (high is not None and x > high):
-        raise ValueError(f"{function}: {name} must be {expected or f'at least {low}'}, got {x}")
-    return x  # type: ignore[no-any-return]
+    found = x if type(x) is int or isinstance(x, torch.SymInt) else _index(x)
+    if found is None:
+        raise TypeError(f"{function}: {name} must be an integer, got {type(x).__name__}")
+    if (low is not None and found < low) or (high is not None and found > high):
+        raise ValueError(f"{function}: {name} must be {expected or f'at least {low}'}, got {found}")
+    return found  # type: ignore[no-any-return]
 
 
 def sizes(function: str, name: str, shape: Any, expected: str) -> list[int]:
     """A shape as a list; raises unless it is a sequence of integers, none negative."""
     try:
-        found = [n if type(n) is int else integer(function, name, n) for n in shape]
+        shape = tuple(shape)
+        for n in shape:
+            if type(n) is not int or n < 0:
+                break
+        else:  # the common case, fast
+            return list(shape)
+        found = [integer(function, name, n) for n in shape]
     except TypeError:
         raise TypeError(f"{function}: {name} must be a sequence of integers, got {shape}") from None
-    if found and min(found) < 0:
-        raise ValueError(f"{function}: {name} must be {expected}, got {tuple(found)}")
+    if min(found) < 0:
+        raise ValueError(f"{function}: {name} must be {expected}, got {shape}")
     return found
 
 
