@@ -91,7 +91,7 @@ def integer(
         raise TypeError(f"{function}: {name} must be an integer, got {type(x).__name__}")
     if (low is not None and found < low) or (high is not None and found > high):
         raise ValueError(f"{function}: {name} must be {expected or f'at least {low}'}, got {found}")
-    return found  # type: ignore[no-any-return]
+    return found  # type: ignore[return-value]
 
 
 def sizes(function: str, name: str, shape: Any, expected: str) -> list[int]:
