@@ -219,7 +219,7 @@ def study_diffusion(digits: Digits, judge: Judge, seed: int, quick: bool) -> Fam
         partial(draw, sampler="ddim", steps=4 if quick else CHECK_STEPS, progress=False),
     )
     run = ddpm_digits.train(ddpm_digits.METHODS[0], digits, epochs, seed, watch)
-    samplers = (("ddpm", 25 if quick else T), ("ddim", 10 if quick else DDIM_STEPS))
+    samplers = (("ddpm", 10 if quick else T), ("ddim", 5 if quick else DDIM_STEPS))
     return Family(
         "diffusion",
         size(run.network),
