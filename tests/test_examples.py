@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -260,6 +261,34 @@ def test_chapter_page_needs_no_other_file(demo):
         "families-samples",
         "families-curves",
     }
+
+
+# ---- the measures of samples
+
+
+@pytest.fixture(scope="module")
+def quality():
+    return pytest.importorskip("examples.sample_quality", exc_type=ImportError)
+
+
+def test_frechet_distance_of_gaussians(quality):
+    x = random.normal(random.key(0), 500, 3, dtype=torch.float64).numpy()
+    x = np.linalg.solve(np.linalg.cholesky(np.cov(x, rowvar=False)), (x - x.mean(0)).T).T
+    assert quality.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    # Covariances I and diag(s^2): the sum of (1 - s)^2; a shift adds its square.
+    s, shift = np.array([1.0, 2.0, 0.0]), np.array([0.0, 3.0, 4.0])
+    expected = 0 + 1 + 1 + 25
+    assert quality.frechet_distance(x, s * x + shift) == pytest.approx(expected, abs=1e-6)
+    # The same in coordinates turned and scaled by 2.
+    turn = 2 * np.linalg.qr(x[:3])[0]
+    got = quality.frechet_distance(x @ turn, (s * x + shift) @ turn)
+    assert got == pytest.approx(4 * expected, abs=1e-6)
+
+
+def test_share_inside_counts_points_near_the_support(quality):
+    support = np.arange(10.0)[:, None]  # the third neighbour is 2 away inside, 3 at the ends
+    points = np.array([[-3.5], [-2.9], [4.5], [11.9], [12.1], [100.0]])
+    assert quality.share_inside(points, support) == 3 / 6
 
 
 # ---- the training steps of GANs
