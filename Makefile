@@ -34,7 +34,7 @@ chapter: .venv/installed
 	@$(PY) -m examples.chapter $(ARGS)
 
 test: .venv/installed
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n auto --dist loadgroup $(ARGS)
 
 bench: .venv/installed
 	@$(PY) -m benchmarks $(ARGS)
