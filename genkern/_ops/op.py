@@ -114,7 +114,8 @@ class _FormingFunction(torch.autograd.Function):
             return (None, *op._backward(ctx, (grad,), needs[1:]))
         # Reading a number of the CPU costs nothing, and it is 1 wherever a loss is the last step.
         if grad.dim() or grad.item() != 1.0:
-            found = [g * grad.reshape((*grad.shape, *[1] * (g.dim() - grad.dim()))) for g in found]
+            for g in found:
+                g.mul_(grad.reshape((*grad.shape, *[1] * (g.dim() - grad.dim()))))
         wanted = [g if need else None for g, need in zip(found, needs[1:], strict=False)]
         return (None, *wanted, *op._not_formed)
 
