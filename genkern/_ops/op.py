@@ -112,11 +112,12 @@ class _FormingFunction(torch.autograd.Function):
         found = None if torch.is_grad_enabled() else vars(ctx).pop("formed", None)
         if grad is None or found is None:
             return (None, *op._backward(ctx, (grad,), needs[1:]))
+        wanted = [g if need else None for g, need in zip(found, needs[1:], strict=False)]
         # Reading a number of the CPU costs nothing, and it is 1 wherever a loss is the last step.
         if grad.dim() or grad.item() != 1.0:
-            for g in found:
-                g.mul_(grad.reshape((*grad.shape, *[1] * (g.dim() - grad.dim()))))
-        wanted = [g if need else None for g, need in zip(found, needs[1:], strict=False)]
+            for g in wanted:
+                if g is not None:
+                    g.mul_(grad.reshape((*grad.shape, *[1] * (g.dim() - grad.dim()))))
         return (None, *wanted, *op._not_formed)
 
 
