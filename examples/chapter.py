@@ -32,9 +32,12 @@ def reproduce(folder: Path, seed: int, quick: bool) -> Path:
         chapter_ring.run(seed, quick),
         chapter_families.run(digits, seed, quick),
     ]
+    text = "Each number of a textbook chapter on generative models beside what genkern gives."
+    if quick:
+        text += " This is the quick form, with networks hardly trained; `make chapter` trains them."
     page = report.write_page(
         "The chapter, reproduced",
-        "Each number of a textbook chapter on generative models beside what genkern gives.",
+        text,
         parts,
         folder,
     )
