@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from examples import (
     chapter_diffusion,
@@ -23,7 +24,9 @@ from examples.data import load_digits
 
 def reproduce(folder: Path, seed: int, quick: bool) -> Path:
     """Runs every part, prints the tables and writes the page."""
-    torch.set_num_threads(1)  # the networks are small: a second thread costs what it gives
+    # The networks are small: a second thread costs what it gives.
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # those of NumPy and SciPy
     digits = load_digits()
     parts = [
         chapter_diffusion.run(seed, quick),
