@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from examples import gan_ring, gan_steps
+from examples import gan_steps
 from genkern import random
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,7 +268,7 @@ def test_chapter_page_needs_no_other_file(demo):
 
 @pytest.fixture(scope="module")
 def quality():
-    return pytest.importorskip("examples.sample_quality", exc_type=ImportError)
+    return pytest.importorskip("examples.sample_quality")  # needs scikit-learn
 
 
 def test_frechet_distance_of_gaussians(quality):
@@ -294,7 +294,12 @@ def test_share_inside_counts_points_near_the_support(quality):
 # ---- the training steps of GANs
 
 
-def test_gan_ring_runs():
+@pytest.fixture(scope="module")
+def gan_ring():
+    return pytest.importorskip("examples.gan_ring")  # needs tqdm
+
+
+def test_gan_ring_runs(gan_ring):
     result = subprocess.run(
         [sys.executable, "-m", "examples.gan_ring", "--steps", "3"],
         cwd=ROOT,
@@ -307,7 +312,7 @@ def test_gan_ring_runs():
     assert rows == list(gan_ring.RUNS)
 
 
-def test_coverage_counts_gaussians_with_a_tenth_of_their_share():
+def test_coverage_counts_gaussians_with_a_tenth_of_their_share(gan_ring):
     assert gan_ring.coverage(gan_ring.ring(8000))[0] == 8
     far, centres = torch.zeros(1000, 2), gan_ring.CENTRES
     assert gan_ring.coverage(far) == (0, 0.0)
