@@ -86,8 +86,8 @@ def sample(
         x_T is drawn with `fold_in(key, 0)` of each sample's key and step s with
         `fold_in(key, s + 1)`, so a sample does not depend on its batch. The keys, coefficients and
         times of all steps are made before the loop, which neither allocates nor waits for the
-        device, so it can be compiled (progress=False) or captured in a CUDA graph. Made without
-        gradients.
+        device, and the schedule keeps them: a second call makes nothing on the host, so it can be
+        captured in a CUDA graph, or compiled (progress=False in both). Made without gradients.
 
     Example:
         >>> import torch, genkern
@@ -125,7 +125,7 @@ def sample(
         raise ValueError(f"sample: shape must be {needed}, got {shape}")
     if num_steps is None:
         num_steps = len(schedule)
-    timesteps = schedule.spaced("sample", num_steps, spacing)
+    timesteps = tuple(schedule.spaced("sample", num_steps, spacing))
     if prediction_type == "epsilon" and schedule.no_signal in timesteps:
         schedule.refuse_epsilon("sample", f"t = {schedule.no_signal}")
     keys = _sample_keys(shape[0], key, generator, device, schedule)
@@ -134,7 +134,7 @@ def sample(
     # Everything that the loop reads, made at once.
 
     def moved(build: Build, options: tuple[Any, ...]) -> Tensor:
-        return schedule.steps(build, options, timesteps).to(device, arithmetic(dtype))
+        return schedule.steps(build, options, timesteps, arithmetic(dtype), device)
 
     noisy = sampler == "ddpm" or eta > 0.0
     steps = range(len(timesteps))
