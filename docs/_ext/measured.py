@@ -1,4 +1,4 @@
-"""The directive `measured`: the README's rows of some operators, so that numbers stand once."""
+"""The directive `measured`: the README's numbers of some operators, so that they stand once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from sphinx.util.docutils import SphinxDirective
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-def rows(text: str, operators: tuple[str, ...]) -> list[str]:
-    """The lines of the table whose names start with one of these, below its two head lines."""
-    head, rule, *cases = (line for line in text.splitlines() if line.startswith("|"))
-    found = [case for case in cases if case.removeprefix("| ").startswith(operators)]
-    return [head, rule, *found] if found else []
+def excerpt(text: str, operators: tuple[str, ...]) -> list[str]:
+    """The text above the table, its two head lines, and the rows that start with one of these."""
+    lines = text.strip().splitlines()
+    table = [i for i, line in enumerate(lines) if line.startswith("|")]
+    rows = [lines[i] for i in table[2:] if lines[i].removeprefix("| ").startswith(operators)]
+    return [*lines[: table[2]], *rows] if rows else []
 
 
 class Measured(SphinxDirective):
@@ -26,14 +27,14 @@ class Measured(SphinxDirective):
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        """The table's node."""
+        """The nodes of the text and the table."""
         self.env.note_dependency(str(README))
         _, _, text = README.read_text(encoding="utf-8").partition("<!-- benchmarks:begin -->")
         text, _, _ = text.partition("<!-- benchmarks:end -->")
-        lines = rows(text, tuple(self.arguments[0].split()))
-        table = nodes.container()
-        self.state.nested_parse(StringList(lines, source=str(README)), self.content_offset, table)
-        return table.children
+        lines = excerpt(text, tuple(self.arguments[0].split()))
+        found = nodes.container()
+        self.state.nested_parse(StringList(lines, source=str(README)), self.content_offset, found)
+        return found.children
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

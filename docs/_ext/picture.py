@@ -40,8 +40,7 @@ class Picture(SphinxDirective):
         figure = nodes.figure()
         for theme in pictures.THEMES:
             uri = f"/{FOLDER}/{name}-{theme}.png"
-            image = nodes.image(uri=uri, alt=self.options["alt"], classes=[f"only-{theme}"])
-            figure += image
+            figure += nodes.image(uri=uri, alt=self.options["alt"], classes=[f"only-{theme}"])
         text, _ = self.parse_inline(" ".join(self.content))
         figure += nodes.caption("", "", *text)
         return [figure]
