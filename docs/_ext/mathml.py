@@ -19,7 +19,7 @@ def mathml(text: str, display: str) -> str:
     """The element of an equation in TeX's notation."""
     return FUNCTION.sub(
         lambda found: f"{found[1] + THIN if found[1] else ''}{found[2]}{THIN}",
-        convert(text, display=display),
+        convert(text, display=display).replace(r"\_", "_"),  # inside \text it is left as it is
     )
 
 
@@ -35,7 +35,7 @@ def block(writer: HTML5Translator, node: nodes.math_block) -> None:
     tag = TAG.search(text)
     text = TAG.sub("", text).strip()
     if r"\\" in text:
-        text = rf"\begin{{aligned}}{text}\end{{aligned}}"
+        text = rf"\begin{{split}}{text}\end{{split}}"
     number = f'<span class="number">({tag[1]})</span>' if tag else ""
     writer.body.append(f'<div class="math">{mathml(text, "block")}{number}</div>\n')
     raise nodes.SkipNode
