@@ -211,14 +211,14 @@ class Schedule:
         if prev_t is not None and not isinstance(prev_t, (int, Tensor)):
             prev_t = _as_time(prev_t)
         dtype, device = arithmetic(dtype), like.device
-        tracing = _tracing()
+        traced = tracing()
         if type(t) is int:
             self._check_int(function, t, needs_signal)
             if prev_t is None:
                 prev_t = t - 1
             elif type(prev_t) is int and not -1 <= prev_t < t:
                 raise ValueError(f"{function}: prev_t must be in [-1, {t}), got {prev_t}")
-            if type(prev_t) is int and not tracing:
+            if type(prev_t) is int and not traced:
                 if prev_t == t - 1:
                     return self._table(build, options, dtype, device).rows[t], None
                 return self._pair(build, options, dtype, device, t, prev_t), None
@@ -226,10 +226,10 @@ class Schedule:
             if t.dtype != torch.int64:
                 raise TypeError(f"{function}: t must be int64, got {t.dtype}")
             _check_shape(function, "t", t, like)
-            if not tracing:
+            if not traced:
                 self._check_steps(function, t, needs_signal)
             if prev_t is None:
-                if not tracing:
+                if not traced:
                     return self._table(build, options, dtype, device).whole, t
                 prev_t = t - 1
         else:
@@ -301,7 +301,7 @@ class Schedule:
         return levels.narrow(0, t, 1)
 
     def _levels_on(self, device: torch.device) -> Tensor:
-        if _tracing():
+        if tracing():
             return self._levels.to(device)
         if device not in self._tables:
             with torch.inference_mode(False):
@@ -318,7 +318,7 @@ class Schedule:
             self.refuse_epsilon(function, f"t = {t}")
 
     def _check_steps(self, function: str, t: Tensor, needs_signal: bool) -> None:
-        if not _readable(t) or t.numel() == 0:
+        if not readable(t) or t.numel() == 0:
             return
         if t.numel() <= _FEW:
             values = t.reshape(-1).tolist()
@@ -414,23 +414,23 @@ def is_level(t: Time) -> bool:
     return t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)
 
 
-def _tracing() -> bool:
+def tracing() -> bool:
     """Whether tensors made now may be a graph's, or fakes: not to be kept."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
-def _readable(t: Tensor) -> bool:
+def readable(t: Tensor) -> bool:
     """Whether reading the values makes nothing wait and breaks no graph."""
     return (
         type(t) is Tensor
         and t.is_cpu
-        and not _tracing()
+        and not tracing()
         and not torch._C._functorch.is_functorch_wrapped_tensor(t)
     )
 
 
 def _values(t: Tensor) -> list[Any] | None:
-    return t.reshape(-1).tolist() if _readable(t) else None
+    return t.reshape(-1).tolist() if readable(t) else None
 
 
 def _check_shape(function: str, name: str, t: Tensor, like: Tensor) -> None:
