@@ -11,11 +11,12 @@ diffusers, and so is everything with an untested release; the log says so once.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -106,6 +107,7 @@ class _Sampler:
 
     def __init__(self) -> None:
         self.step = self.stock.step
+        self.set_timesteps = self.stock.set_timesteps
         self.add_noise = self.stock.add_noise
         self.get_velocity = self.stock.get_velocity
 
@@ -179,11 +181,15 @@ class _DDPM(_Sampler):
         if not (scheduler.custom_timesteps or scheduler.num_inference_steps):
             return a[t], torch.where(t > 0, a[(t - 1).clamp(min=0)], 1.0)
         steps = scheduler.timesteps.to(t.device)
-        here = steps == t.unsqueeze(1)
-        prev_t = torch.cat((steps[1:], torch.full_like(steps[:1], -1)))[here.byte().argmax(1)]
+        # The step after each, -1 after the last, -2 after one that is not in the run. The place of
+        # t = -1, with which some runs of diffusers end, is behind the others.
+        following = torch.full((len(a) + 1,), -2, device=t.device)
+        last = torch.full_like(steps[:1], -1)
+        places = torch.where(steps < 0, len(a), steps)
+        prev_t = following.scatter(0, places, torch.cat((steps[1:], last)))[t]
         prev = torch.where(prev_t >= 0, a[prev_t.clamp(min=0)], 1.0)
         # For a step that is not in the run diffusers raises, which a device cannot: NaN.
-        return a[t], torch.where(here.any(1), prev, math.nan)
+        return a[t], torch.where(prev_t == -2, math.nan, prev)
 
     def step_rows(
         self, level: Tensor, prev: Tensor, t: Tensor, settings: _Settings, options: Options
@@ -256,36 +262,39 @@ class _Run:
         """Whether this is what would be made of the scheduler now."""
         return self._options == options and all(map(operator.is_, self._state, _state(scheduler)))
 
-    def table(self, scheduler: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of all steps, for data like x, and of their estimates of x0."""
-        where = (arithmetic(x.dtype), x.device)
-        if where not in self._tables:
-            t = torch.arange(len(scheduler.alphas_cumprod), device=x.device)
-            self._tables[where] = self._made(scheduler, t, x)
-        return self._tables[where]
+    def table(
+        self, scheduler: Any, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        """The rows of all steps and of their estimates of x0; None where they cannot be kept."""
+        found = self._tables.get((dtype, device))
+        if found is None and not tracing():
+            # Kept beyond the caller's modes.
+            with torch.inference_mode(False), torch.no_grad():
+                a = scheduler.alphas_cumprod
+                t = torch.arange(len(a), device=a.device)
+                step, x0 = self._sampler.rows(scheduler, self.settings, self._options, t)
+                found = step.to(device, dtype), x0.to(device, dtype)
+            self._tables[dtype, device] = found
+        return found
 
-    def row(self, scheduler: Any, x: Tensor, t: int) -> tuple[Tensor, Tensor] | None:
+    def row(
+        self, scheduler: Any, dtype: torch.dtype, device: torch.device, t: int
+    ) -> tuple[Tensor, Tensor] | None:
         """The rows of one step; None where it is not in the run, or not a step at all."""
-        rows = self._rows.setdefault((arithmetic(x.dtype), x.device), {})
-        found = rows.get(t)
-        if found is None:
-            steps = scheduler.timesteps.tolist()
+        rows = self._rows.setdefault((dtype, device), {})
+        if t not in rows:
+            steps = [step for step in scheduler.timesteps.tolist() if step >= 0]
             if t not in steps and self._sampler.any_step:
                 steps = [t]
             if t not in steps or not 0 <= t < len(scheduler.alphas_cumprod):
                 return None
-            step, x0 = self._made(scheduler, torch.tensor(steps), x)
-            rows.update(zip(steps, zip(step.split(1), x0.split(1), strict=True), strict=True))
-            found = rows[t]
-        return found
-
-    def _made(self, scheduler: Any, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        # Kept beyond the caller's modes.
-        with torch.inference_mode(False), torch.no_grad():
-            t = t.to(scheduler.alphas_cumprod.device)
-            step, x0 = self._sampler.rows(scheduler, self.settings, self._options, t)
-            dtype = arithmetic(x.dtype)
-            return step.to(x.device, dtype), x0.to(x.device, dtype)
+            table = self.table(scheduler, dtype, device)
+            assert table is not None
+            with torch.inference_mode(False):
+                index = torch.tensor(steps, device=device)
+                step, x0 = (x[index].split(1) for x in table)
+            rows.update(zip(steps, zip(step, x0, strict=True), strict=True))
+        return rows[t]
 
 
 _STATE = (
@@ -320,34 +329,34 @@ def _step(
     given_noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """x_prev and the estimate of x0; None where diffusers has to make them."""
-    run: _Run | None = None
-    if tracing():
-        settings = sampler.settings(scheduler, options)
-    else:
-        run = scheduler.__dict__.get("_genkern_run")
-        if run is None or not run.is_of(scheduler, options):
-            run = scheduler._genkern_run = _Run(sampler, scheduler, options)
-        settings = run.settings
+    run: _Run | None = scheduler.__dict__.get("_genkern_run")
+    if run is None or not run.is_of(scheduler, options):
+        run = _Run(sampler, scheduler, options)
+        if not tracing():
+            scheduler._genkern_run = run
+    settings = run.settings
     reason = settings.refusal or _unfit(output, x_t, timestep, settings.learned, given_noise)
     if reason is not None:
         _left_to_diffusers(f"{type(scheduler).__name__}.step", reason)
         return None
 
+    where = (arithmetic(x_t.dtype), x_t.device)
     index = None
-    if run is None:
-        t = timestep if isinstance(timestep, Tensor) else torch.full((1,), timestep)
-        pair = sampler.rows(scheduler, settings, options, t.reshape(1).to(x_t.device))
-        row, x0_row = (r.to(arithmetic(x_t.dtype)) for r in pair)
-    elif isinstance(timestep, Tensor) and not readable(timestep):
-        row, x0_row = run.table(scheduler, x_t)
-        index = timestep.reshape(()).to(x_t.device, torch.int64)
+    if tracing() or (isinstance(timestep, Tensor) and not readable(timestep)):
+        t = timestep if isinstance(timestep, Tensor) else torch.full((), timestep)
+        rows = run.table(scheduler, *where)
+        if rows is not None:
+            index = t.reshape(()).to(x_t.device, torch.int64)
+        else:
+            made = sampler.rows(scheduler, settings, options, t.reshape(1).to(x_t.device))
+            rows = made[0].to(where[0]), made[1].to(where[0])
     else:
         step = int(timestep)
-        found = run.row(scheduler, x_t, step)
-        if found is None:
+        rows = run.row(scheduler, *where, step)
+        if rows is None:
             return None
-        row, x0_row = found
         noisy = noisy and (step > 0 or sampler is _DDIM_SAMPLER)
+    row, x0_row = rows
 
     pred, values = output.chunk(2, dim=1) if settings.learned else (output, None)
     key = noise = None
@@ -563,13 +572,28 @@ def _velocity(sampler: _Sampler) -> Any:
     return get_velocity
 
 
+def _preparing(sampler: _Sampler, options: Callable[[Any], Options]) -> Any:
+    @functools.wraps(sampler.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        sampler.set_timesteps(self, *args, **kwargs)
+        # Made here, the coefficients are constants for compiled code.
+        if not tracing():
+            run = self._genkern_run = _Run(sampler, self, options(self))
+            if run.settings.refusal is None:
+                run.table(self, torch.float32, self.timesteps.device)
+
+    return set_timesteps
+
+
 _METHODS: dict[type, dict[str, Any]] = {
     DDPMScheduler: {
+        "set_timesteps": _preparing(_DDPM_SAMPLER, lambda self: (self.variance_type,)),
         "step": _ddpm_step,
         "add_noise": _adding(_DDPM_SAMPLER),
         "get_velocity": _velocity(_DDPM_SAMPLER),
     },
     DDIMScheduler: {
+        "set_timesteps": _preparing(_DDIM_SAMPLER, lambda self: (0.0, False)),
         "step": _ddim_step,
         "add_noise": _adding(_DDIM_SAMPLER),
         "get_velocity": _velocity(_DDIM_SAMPLER),
@@ -597,6 +621,7 @@ class GenkernDDPMScheduler(DDPMScheduler):
     """
 
     noise = "diffusers"
+    set_timesteps = _METHODS[DDPMScheduler]["set_timesteps"]
     step = _METHODS[DDPMScheduler]["step"]
     add_noise = _METHODS[DDPMScheduler]["add_noise"]
     get_velocity = _METHODS[DDPMScheduler]["get_velocity"]
@@ -619,6 +644,7 @@ class GenkernDDIMScheduler(DDIMScheduler):
     """
 
     noise = "diffusers"
+    set_timesteps = _METHODS[DDIMScheduler]["set_timesteps"]
     step = _METHODS[DDIMScheduler]["step"]
     add_noise = _METHODS[DDIMScheduler]["add_noise"]
     get_velocity = _METHODS[DDIMScheduler]["get_velocity"]
