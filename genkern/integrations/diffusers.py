@@ -16,7 +16,7 @@ import logging
 import math
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -111,6 +111,10 @@ class _Sampler:
         self.add_noise = self.stock.add_noise
         self.get_velocity = self.stock.get_velocity
 
+    def options(self, scheduler: Any) -> Options:
+        """What `step` is most often called with."""
+        raise NotImplementedError
+
     def settings(self, scheduler: Any, options: Options) -> _Settings:
         refusal = self.refusal(scheduler, options)
         if refusal is not None:
@@ -168,6 +172,9 @@ class _DDPM(_Sampler):
     calls = ("_get_variance", "_threshold_sample", "previous_timestep")
     any_step = False
 
+    def options(self, scheduler: Any) -> Options:
+        return (scheduler.variance_type,)
+
     def refusal(self, scheduler: Any, options: Options) -> str | None:
         variance_type = scheduler.config.variance_type
         if variance_type != scheduler.variance_type:
@@ -220,6 +227,9 @@ class _DDIM(_Sampler):
     calls = ("_get_variance", "_threshold_sample")
     any_step = True
 
+    def options(self, scheduler: Any) -> Options:
+        return (0.0, False)
+
     def refusal(self, scheduler: Any, options: Options) -> str | None:
         eta, _ = options
         if not (isinstance(eta, (int, float)) and 0.0 <= eta <= 1.0):
@@ -253,14 +263,22 @@ class _Run:
 
     def __init__(self, sampler: _Sampler, scheduler: Any, options: Options) -> None:
         self.settings = sampler.settings(scheduler, options)
-        self._sampler, self._options = sampler, options
+        self._sampler, self.options = sampler, options
         self._state = _state(scheduler)
         self._tables: dict[Any, tuple[Tensor, Tensor]] = {}
         self._rows: dict[Any, dict[int, tuple[Tensor, Tensor]]] = {}
 
     def is_of(self, scheduler: Any, options: Options) -> bool:
         """Whether this is what would be made of the scheduler now."""
-        return self._options == options and all(map(operator.is_, self._state, _state(scheduler)))
+        return self.options == options and all(map(operator.is_, self._state, _state(scheduler)))
+
+    def renewed(self, scheduler: Any, options: Options) -> bool:
+        """The same by value, for what has been set to what it was."""
+        state = _state(scheduler)
+        if self.options != options or not all(map(_equal, self._state, state)):
+            return False
+        self._state = state
+        return True
 
     def table(
         self, scheduler: Any, dtype: torch.dtype, device: torch.device
@@ -272,7 +290,7 @@ class _Run:
             with torch.inference_mode(False), torch.no_grad():
                 a = scheduler.alphas_cumprod
                 t = torch.arange(len(a), device=a.device)
-                step, x0 = self._sampler.rows(scheduler, self.settings, self._options, t)
+                step, x0 = self._sampler.rows(scheduler, self.settings, self.options, t)
                 found = step.to(device, dtype), x0.to(device, dtype)
             self._tables[dtype, device] = found
         return found
@@ -306,6 +324,15 @@ _STATE = (
     "custom_timesteps",
     "variance_type",
 )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if not isinstance(a, Tensor):
+        return bool(a == b)
+    # A device is not waited for.
+    return isinstance(b, Tensor) and a.is_cpu and b.is_cpu and torch.equal(a, b)
 
 
 def _state(scheduler: Any) -> Sequence[Any]:
@@ -572,13 +599,17 @@ def _velocity(sampler: _Sampler) -> Any:
     return get_velocity
 
 
-def _preparing(sampler: _Sampler, options: Callable[[Any], Options]) -> Any:
+def _preparing(sampler: _Sampler) -> Any:
     @functools.wraps(sampler.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         sampler.set_timesteps(self, *args, **kwargs)
+        if tracing():
+            return
         # Made here, the coefficients are constants for compiled code.
-        if not tracing():
-            run = self._genkern_run = _Run(sampler, self, options(self))
+        run: _Run | None = self.__dict__.get("_genkern_run")
+        options = sampler.options(self) if run is None else run.options
+        if run is None or not run.renewed(self, options):
+            run = self._genkern_run = _Run(sampler, self, options)
             if run.settings.refusal is None:
                 run.table(self, torch.float32, self.timesteps.device)
 
@@ -587,13 +618,13 @@ def _preparing(sampler: _Sampler, options: Callable[[Any], Options]) -> Any:
 
 _METHODS: dict[type, dict[str, Any]] = {
     DDPMScheduler: {
-        "set_timesteps": _preparing(_DDPM_SAMPLER, lambda self: (self.variance_type,)),
+        "set_timesteps": _preparing(_DDPM_SAMPLER),
         "step": _ddpm_step,
         "add_noise": _adding(_DDPM_SAMPLER),
         "get_velocity": _velocity(_DDPM_SAMPLER),
     },
     DDIMScheduler: {
-        "set_timesteps": _preparing(_DDIM_SAMPLER, lambda self: (0.0, False)),
+        "set_timesteps": _preparing(_DDIM_SAMPLER),
         "step": _ddim_step,
         "add_noise": _adding(_DDIM_SAMPLER),
         "get_velocity": _velocity(_DDIM_SAMPLER),
