@@ -43,7 +43,7 @@ from genkern._ops.elements import arithmetic
 from genkern._schedules import NoiseSchedule
 from genkern.integrations._patch import Applied, Change, Patch, say_once
 from genkern.random import new_key
-from genkern.vae import DiagonalGaussian
+from genkern.vae import DiagonalGaussian, rsample_kl
 
 __all__ = [
     "TESTED",
@@ -69,6 +69,8 @@ _LOGGER = logging.getLogger(__name__)
 _NOISES = ("diffusers", "key")
 _VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")
 _SMALLEST_VARIANCE = 1e-20
+# Of a posterior's log-variance.
+_CLAMP = (-30.0, 20.0)
 _INTEGERS = (torch.int64, torch.int32)
 # What a prediction means at a level does not depend on the other levels.
 _PATH = NoiseSchedule.linear(2)
@@ -715,6 +717,8 @@ class GenkernDiagonalGaussianDistribution(DiagonalGaussianDistribution):
             super().__init__(parameters, deterministic)
             return
         self._gaussian = DiagonalGaussian(parameters)
+        # The KL that a differentiable sample was drawn with, in the same pass.
+        self._kl: Tensor | None = None
         self.parameters, self.deterministic = parameters, False
         self.mean = self._gaussian.mean
 
@@ -723,7 +727,8 @@ class GenkernDiagonalGaussianDistribution(DiagonalGaussianDistribution):
         if name not in ("logvar", "std", "var"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         if name == "logvar":
-            value: Tensor = torch.clamp(self.parameters.chunk(2, dim=1)[1], -30.0, 20.0)
+            assert self._gaussian is not None
+            value: Tensor = torch.clamp(self._gaussian._logvar, *_CLAMP)
         else:
             value = torch.exp(0.5 * self.logvar if name == "std" else self.logvar)
         setattr(self, name, value)
@@ -734,12 +739,24 @@ class GenkernDiagonalGaussianDistribution(DiagonalGaussianDistribution):
         if self._gaussian is None:
             return super().sample(generator)  # type: ignore[no-any-return]
         key, noise = _drawn(self.noise, self.mean, self.mean, generator, None)
-        return self._gaussian.sample(key=key, noise=noise)
+        if not (torch.is_grad_enabled() and self.parameters.requires_grad):
+            return self._gaussian.sample(key=key, noise=noise)
+        z, self._kl = rsample_kl(
+            self.mean,
+            self._gaussian._logvar,
+            key=key,
+            noise=noise,
+            logvar_clamp=_CLAMP,
+            reduction="sample",
+        )
+        return z
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
         """The KL divergence from `other`, or from N(0, 1), (B,)."""
         if self._gaussian is None or (other is not None and other.deterministic):
             return super().kl(other)  # type: ignore[no-any-return]
+        if other is None and self._kl is not None and torch.is_grad_enabled():
+            return self._kl.to(self.mean.dtype)
         return self._gaussian.kl(other).to(self.mean.dtype)
 
     def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
