@@ -94,5 +94,6 @@ clean:
 .venv/installed: .venv/requirements pyproject.toml setup.py CMakeLists.txt $(NATIVE)
 	@echo "make: installing genkern[dev] into .venv, editable"
 	@$(PIP) install --no-build-isolation --editable '.[dev]'
+	@$(PIP) install --no-deps denoising-diffusion-pytorch==2.3.4 # it would replace torch
 	@$(PY) -c 'import json; [print("genkern:", n) for n in json.load(open("genkern/_build.json"))["notes"]]'
 	@touch $@
