@@ -424,8 +424,14 @@ def _penalty(
 ) -> None:  # fmt: skip
     """Fills `value` with the penalty or the gradient of `grad`, and `out` with that of `grads`."""
     samples = len(grads)
+    reduce = value is not None and reduction not in (NONE, SAMPLE)
+    count = divisor((samples,), reduction)
+    if samples == 0:
+        if value is not None:
+            value.zero_().div_(count)
+        return
     tiles = Tiles(grads.shape, [grads, grad_out, out], by_sample=True)
-    parts = tiles.rows * tiles.column_tiles // max(samples, 1)
+    parts = tiles.rows * tiles.column_tiles // samples
     squares = grads.new_empty((samples, parts), dtype=torch.float64)
     products = None if grad_out is None else torch.empty_like(squares)
     if center != 0.0 or value is not None or grad_out is not None:
@@ -434,8 +440,6 @@ def _penalty(
             *map(tiles.operand, (grads, grad_out)), squares, products, tiles.form,
             T=arithmetic(grads), **tiles.meta,
         )  # fmt: skip
-    reduce = value is not None and reduction not in (NONE, SAMPLE)
-    count = divisor((samples,), reduction)
     k, l = grads.new_empty((2, samples), dtype=sum_dtype(grads))
     columns = min(TILE, triton.next_power_of_2(max(parts, 1)))
     rows = TILE // columns
