@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import ModuleType
@@ -29,7 +30,7 @@ class NativeBackend(Backend):
     name = "native"
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str], Kernel] = {}
+        self._found: defaultdict[str, dict[str, Kernel]] = defaultdict(dict)
         # The operators of the native libraries have no autograd of their own: pass through.
         self._libraries: dict[str, torch.library.Library] = {}
 
@@ -37,7 +38,7 @@ class NativeBackend(Backend):
         for a in args:
             if isinstance(a, Tensor):
                 device = "cpu" if a.is_cpu else a.device.type
-                return self._found.get((op.name, device)) or self._find(op, device)
+                return self._found[device].get(op.name) or self._find(op, device)
         return "no argument is a tensor"
 
     def _find(self, op: Op, device: str) -> Kernel | str:
@@ -46,12 +47,13 @@ class NativeBackend(Backend):
             return reason
         namespace = f"_genkern_{device}"
         try:
-            kernel: Kernel = getattr(getattr(torch.ops, namespace), op.name).default
+            # The overload's own callable: its __call__ would only forward.
+            kernel: Kernel = getattr(getattr(torch.ops, namespace), op.name).default._op
         except AttributeError:
             return f"libgenkern_{device}.so has no {op.name}"
         library = self._libraries.setdefault(namespace, torch.library.Library(namespace, "IMPL"))
         library.impl(op.name, torch.library.fallthrough_kernel, "Autograd")
-        self._found[op.name, device] = kernel
+        self._found[device][op.name] = kernel
         return kernel
 
 
@@ -106,7 +108,7 @@ def use_backend(name: str | None) -> AbstractContextManager[None]:
         tensor([-0.9702,  0.1940])
     """
     if name is not None:
-        one_of("use_backend", "name", name, (backend.name for backend in BACKENDS))
+        one_of("use_backend", "name", name, [backend.name for backend in BACKENDS])
     return choosing(name)
 
 

@@ -112,7 +112,11 @@ static inline void stream(const void* from, void* to, int64_t bytes) {
   if (head < bytes) {
     std::memcpy(out, in, static_cast<size_t>(head));
     int64_t i = head;
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    for (; i + 64 <= bytes; i += 64) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i), _mm512_loadu_si512(in + i));
+    }
+#elif defined(__AVX2__)
     for (; i + 32 <= bytes; i += 32) {
       _mm256_stream_si256(reinterpret_cast<__m256i*>(out + i),
                           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i)));

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -13,10 +13,9 @@ from genkern._ops.elements import REDUCTIONS
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def one_of(function: str, name: str, word: object, words: Iterable[str]) -> None:
+def one_of(function: str, name: str, word: object, words: Collection[str]) -> None:
     """Raises unless `word` is one of `words`."""
-    words = tuple(words)
-    if word not in words:
+    if not isinstance(word, str) or word not in words:
         raise ValueError(f"{function}: {name} must be one of {', '.join(words)}, got {word!r}")
 
 

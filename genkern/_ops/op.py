@@ -90,7 +90,7 @@ class _EagerFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return (None, *ctx.op._backward(ctx, grads, ctx.needs_input_grad[1:]))
+        return (None, *ctx.call[0]._backward(ctx, grads, ctx.needs_input_grad[1:]))
 
 
 class _FormingFunction(torch.autograd.Function):
@@ -98,26 +98,22 @@ class _FormingFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, op: Op, *args: Any) -> Any:
-        value, *gradients = op.forming._route(*args)  # type: ignore[union-attr]
-        op._save(ctx, args, *gradients)
+        value, *formed = op.forming._route(*args)  # type: ignore[union-attr]
+        # An argument that is not there has an empty gradient.
+        op._save(ctx, args, *[g for a, g in zip(args, formed, strict=False) if a is not None])
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Any:
+        op = ctx.call[0]
         if grad is None or torch.is_grad_enabled():
             # The gradient has to be differentiable: by the formula, as if it were not there.
-            return (None, *ctx.op._backward(ctx, (grad,), ctx.needs_input_grad[1:]))
-        needs, saved, formed = ctx.needs_input_grad, ctx.saved_tensors, ctx.op._formed
-        found: list[Tensor | None] = [None] * len(needs)
+            return (None, *op._backward(ctx, (grad,), ctx.needs_input_grad[1:]))
+        found = ctx.saved_tensors[len(op._saved) :]
         # Reading a number of the CPU costs nothing, and it is 1 wherever a loss is the last step.
-        one = grad.dim() == 0 and grad.item() == 1.0
-        for i in range(formed):
-            if needs[i + 1]:
-                g = saved[i - formed]
-                found[i + 1] = (
-                    g if one else g * grad.reshape((*grad.shape, *[1] * (g.dim() - grad.dim())))
-                )
-        return tuple(found)
+        if grad.dim() or grad.item() != 1.0:
+            found = [g * grad.reshape((*grad.shape, *[1] * (g.dim() - grad.dim()))) for g in found]
+        return (None, *found, *op._no_gradients[len(found) :])
 
 
 class _FunctorchFunction(torch.autograd.Function):
@@ -133,7 +129,7 @@ class _FunctorchFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return (None, *ctx.op._backward(ctx, grads, ctx.needs_input_grad[1:]))
+        return (None, *ctx.call[0]._backward(ctx, grads, ctx.needs_input_grad[1:]))
 
     @staticmethod
     def vmap(info: Any, in_dims: Args, op: Op, *args: Any) -> tuple[Any, Any]:
@@ -145,6 +141,11 @@ _eager = super(torch.autograd.Function, _EagerFunction).apply
 _forming = super(torch.autograd.Function, _FormingFunction).apply
 
 _FORMING = (torch.float32, torch.float64)
+
+# Looked up once: a small call is made of little else.
+_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_level = torch._C._functorch.peek_interpreter_stack
 
 # Types whose calls no one else wants to see.
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -201,15 +202,18 @@ class Op:
             )
         self.overload = getattr(torch.ops.genkern, self.name).default
         arguments = self.overload._schema.arguments
+        # An operator with a gradient has its tensors first.
         self._tensors = [i for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
-        self._formed = 0 if forming is None else len(forming.overload._schema.returns) - 1
         self._saved = [i for i in self._tensors if saves is None or arguments[i].name in saves]
+        formed = 0 if forming is None else len(forming.overload._schema.returns) - 1
+        self._not_formed = self._tensors[formed:]
+        self._no_gradients = (None,) * len(arguments)
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        if _compiling() or _dispatch_modes():
             return self.overload(*args)
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if _functorch_level() is not None:
             if self._formula is None:
                 return self.overload(*args)
             return _FunctorchFunction.apply(self, *args)  # type: ignore[no-untyped-call]
@@ -219,7 +223,8 @@ class Op:
             if a is not None:
                 if type(a) not in _PLAIN or a.is_meta:
                     return self.overload(*args)
-                needs_gradient |= a.requires_grad
+                if a.requires_grad:
+                    needs_gradient = True
         if needs_gradient and self._formula is not None and torch.is_grad_enabled():
             return (_forming if self._forms(args) else _eager)(self, *args)  # type: ignore[no-untyped-call]
         # Plain tensors in plain eager: the dispatcher would only lead back here, at the price of
@@ -229,10 +234,7 @@ class Op:
     def _forms(self, args: Args) -> bool:
         if self.forming is None or not args[0].is_cpu or args[0].dtype not in _FORMING:
             return False
-        for i in self._tensors[self._formed :]:
-            if args[i] is not None and args[i].requires_grad:
-                return False
-        return True
+        return not any(args[i] is not None and args[i].requires_grad for i in self._not_formed)
 
     def bytes_moved(self, *args: Any) -> int:
         """Bytes a call must read and write: each tensor once, an expanded dimension not at all."""
@@ -302,26 +304,23 @@ class Op:
     def _save(self, ctx: Any, args: Args, *more: Tensor) -> None:
         ctx.save_for_backward(*[args[i] for i in self._saved], *more)
         ctx.set_materialize_grads(False)
-        ctx.op = self
-        constants = list(args)
-        for i in self._tensors:
-            constants[i] = None
-        ctx.constants = constants
         # Backward may run on another thread, which does not see this context's choice.
-        ctx.backend = _chosen.get()
+        ctx.call = self, args[len(self._tensors) :], _chosen.get()
 
     def _backward(
         self, ctx: Any, grads: Sequence[Tensor | None], needs: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
         if self._formula is None or all(g is None for g in grads):
             return (None,) * len(needs)
-        args = list(ctx.constants)
+        tensors: list[Tensor | None] = [None] * len(self._tensors)
         for i, saved in zip(self._saved, ctx.saved_tensors, strict=False):
-            args[i] = saved
-        if ctx.backend == _chosen.get():
-            return self._formula(tuple(args), needs, *grads)
-        with choosing(ctx.backend):
-            return self._formula(tuple(args), needs, *grads)
+            tensors[i] = saved
+        _, constants, backend = ctx.call
+        args = (*tensors, *constants)
+        if backend == _chosen.get():
+            return self._formula(args, needs, *grads)
+        with choosing(backend):
+            return self._formula(args, needs, *grads)
 
     def _setup_context(self, ctx: Any, inputs: Args, output: Any) -> None:
         self._save(ctx, inputs)
