@@ -99,7 +99,18 @@ BODIES = {
     "VlbBackward<float, false>": Body((5, 2), (87, 74)),
     "GuidanceFactor<float>": Body((2, 0), (52, 26), "guidance_moments"),
     "DynamicThreshold<float>": Body((3, 0), (27, 25), "select_threshold"),
+    "Logits<float>": Body((2, 3), (68, 64)),
+    "LogitsBackward<float>": Body((3, 2), (60, 56)),
+    "PenaltyTensors": Body((2, 0), (15, 13), "sum_squares"),
+    "ScaleSamples<float>": Body((2, 1), (15, 12)),
+    "Interpolate<T>": Body((2, 1), (12, 10)),
+    "InterpolateBackward<T>": Body((3, 2), (22, 21)),
 }
+
+
+def _named(body: str, storage: str) -> str:
+    """The body for a storage type: most are of the arithmetic's type, those of T of the storage."""
+    return body.replace("<T>", f"<{storage}>")
 
 
 def _tool(name: str) -> str:
@@ -156,15 +167,16 @@ def _memory(folder: Path) -> dict[str, tuple[int, ...]]:
 
 @functools.cache
 def _representatives(arch: str) -> Path:
-    lines = [f'#include "cuda/{file}.cuh"' for file in ("launch", "random", "vae", "diffusion")]
+    lines = [f'#include "cuda/{file}.cuh"' for file in ("random", "vae", "diffusion", "gan")]
     lines.append("namespace genkern::cuda {")
     for body, demands in BODIES.items():
-        plan = f"const __grid_constant__ Plan<{body}::kTensors>"
         for storage in LANES:
+            named = _named(body, storage)
+            plan = f"const __grid_constant__ Plan<{named}::kTensors>"
             for walk in WALKS:
                 lines.append(
-                    f"template __global__ void {demands.kernel}<{body}, {storage}, Walk::{walk}>"
-                    f"({plan}, const __grid_constant__ {body});"
+                    f"template __global__ void {demands.kernel}<{named}, {storage}, Walk::{walk}>"
+                    f"({plan}, const __grid_constant__ {named});"
                 )
     return _compile("kernels", "\n".join([*lines, "}", ""]), arch)
 
@@ -176,8 +188,8 @@ class Kernel:
 
     def __init__(self, name: str, code: str) -> None:
         self.name = name  # body, storage, walk
-        self.body = name.rsplit(", ", 2)[0]
-        self.storage = name.split(", ")[-2]
+        named, self.storage, _ = name.rsplit(", ", 2)
+        self.body = next(b for b in BODIES if _named(b, self.storage) == named)
         self.blocks: list[list[str]] = [[]]
         labels: dict[str, int] = {}
         for line in code.splitlines():
@@ -293,7 +305,9 @@ def _kernels(arch: str) -> list[Kernel]:
 @each_arch
 def test_every_kernel_is_there(arch):
     names = {kernel.name for kernel in _kernels(arch)}
-    assert names == {f"{b}, {s}, {w}" for b in BODIES for s in LANES for w in WALKS.values()}
+    assert names == {
+        f"{_named(b, s)}, {s}, {w}" for b in BODIES for s in LANES for w in WALKS.values()
+    }
 
 
 @each_arch
@@ -306,7 +320,7 @@ def test_no_spills_and_no_local_memory(arch):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("source", ["random", "vae", "diffusion"])
+@pytest.mark.parametrize("source", ["random", "vae", "diffusion", "gan"])
 def test_no_spills_in_any_kernel(source, arch):
     code = (ROOT / f"csrc/cuda/{source}.cu").read_text()
     memory = _memory(_compile(source, code, arch))
