@@ -13,11 +13,12 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cp
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo test bench lint format cuda exhaustive clean FORCE
+.PHONY: help demo chapter test bench lint format cuda exhaustive clean FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        train models of digits with genkern and with plain PyTorch; write a page"
+	@echo "make chapter     reproduce a textbook chapter's figures, tables and claims; write a page"
 	@echo "make test        run the tests"
 	@echo "make bench       run the benchmarks"
 	@echo "make lint        check format, style and types"
@@ -29,8 +30,11 @@ help:
 demo: .venv/installed
 	@$(PY) -m examples.digits $(ARGS)
 
+chapter: .venv/installed
+	@$(PY) -m examples.chapter $(ARGS)
+
 test: .venv/installed
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n auto --dist loadgroup $(ARGS)
 
 bench: .venv/installed
 	@$(PY) -m benchmarks $(ARGS)
@@ -57,7 +61,7 @@ cuda: .venv/requirements
 
 clean:
 	rm -rf .venv build dist *.egg-info genkern_host*.so genkern/*.so genkern/_build.json
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks demo_output
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks demo_output chapter_output
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 # --- set-up -------------------------------------------------------------------------------------

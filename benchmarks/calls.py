@@ -140,6 +140,10 @@ def kept_bytes(function: Function, given: Arguments, *rest: Any) -> int:
     # The first call's graph lives on, and its storages with it.
     with _saved_in(kept):
         outputs = function(*given.tensors, *rest)
+    for output in outputs:
+        # A loss that formed its gradient in the forward pass holds it here.
+        for tensor in getattr(output.grad_fn, "formed", ()):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     del earlier
     known = (*given.tensors, *outputs, *(t for t in rest if isinstance(t, Tensor)))
     left_out = shared.keys() | {tensor.untyped_storage().data_ptr() for tensor in known}

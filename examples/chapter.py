@@ -8,14 +8,30 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from examples import chapter_diffusion, chapter_gan, report
+import torch
 
-PARTS = (chapter_diffusion, chapter_gan)
+from examples import (
+    chapter_diffusion,
+    chapter_families,
+    chapter_gan,
+    chapter_ring,
+    chapter_vae,
+    report,
+)
+from examples.data import load_digits
 
 
 def reproduce(folder: Path, seed: int, quick: bool) -> Path:
     """Runs every part, prints the tables and writes the page."""
-    parts = [module.run(seed, quick) for module in PARTS]
+    torch.set_num_threads(1)  # the networks are small: a second thread costs what it gives
+    digits = load_digits()
+    parts = [
+        chapter_diffusion.run(seed, quick),
+        chapter_vae.run(digits, seed, quick),
+        chapter_gan.run(seed, quick),
+        chapter_ring.run(seed, quick),
+        chapter_families.run(digits, seed, quick),
+    ]
     page = report.write_page(
         "The chapter, reproduced",
         "Each number of a textbook chapter on generative models beside what genkern gives.",

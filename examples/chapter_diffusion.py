@@ -55,7 +55,7 @@ def figure_42_1(x0: Tensor, eps: Tensor, component: np.ndarray) -> Figure:
     figure = Figure(figsize=(8, 2.4))
     for axis, t in zip(figure.subplots(1, 4, sharex=True, sharey=True), PANELS, strict=True):
         x = noised(x0, t, eps[t - 1])
-        for i, colour in enumerate((BLUE, ORANGE, GREEN)):
+        for i, colour in zip(np.unique(component), (BLUE, ORANGE, GREEN), strict=True):
             axis.scatter(*x[component == i].T, s=3, color=colour, linewidths=0)
         axis.set(title=f"$t$ = {t}", aspect="equal", xlim=(-5, 5), ylim=(-4, 5))
     return figure

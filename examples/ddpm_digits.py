@@ -153,8 +153,17 @@ def held_out_loss(network: nn.Module, x0: Tensor, seed: int) -> float:
     return fused_loss(network, x0, t, key).item()
 
 
-def train(method: Method, digits: Digits, epochs: int, seed: int) -> Run:
-    """Trains one network; the same seed gives every method the same weights, batches and keys."""
+def train(
+    method: Method,
+    digits: Digits,
+    epochs: int,
+    seed: int,
+    after_epoch: Callable[[int, nn.Module], None] | None = None,
+) -> Run:
+    """Trains one network; the same seed gives every method the same weights, batches and keys.
+
+    `after_epoch` gets the number of epochs done and the network.
+    """
     torch.manual_seed(seed)
     network = make_unet()
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
@@ -166,7 +175,7 @@ def train(method: Method, digits: Digits, epochs: int, seed: int) -> Run:
 
     losses, seconds = [], []
     with tqdm(total=steps, desc=f"DDPM, {method.name:<17}", unit="step", mininterval=0.5) as bar:
-        for _ in range(epochs):
+        for epoch in range(epochs):
             for batch in torch.randperm(TRAINING_IMAGES, generator=draws).split(BATCH):
                 x0, t = images[batch], torch.randint(T, (BATCH,), generator=draws)
                 start = time.perf_counter()
@@ -179,6 +188,8 @@ def train(method: Method, digits: Digits, epochs: int, seed: int) -> Run:
                 losses.append(loss.detach())
                 bar.update()
             bar.set_postfix(loss=f"{losses[-1].item():.3f}")
+            if after_epoch is not None:
+                after_epoch(epoch + 1, network)
 
     return Run(
         method,

@@ -1,6 +1,7 @@
 """Generative models of handwritten digits, with genkern and with the lines that it replaces.
 
-Trains a VAE and a diffusion model, measures what happens around the networks, and writes a page.
+Trains a VAE and a diffusion model, measures what happens around the networks, and writes a page;
+then reproduces the chapter behind the package, in its quick form.
 
 Run it with `python -m examples.digits`, or `make demo`.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from examples import ddpm_digits_page, report, vae_digits_page
+from examples import chapter, ddpm_digits_page, report, vae_digits_page
 from examples.data import load_digits
 
 
@@ -26,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs the parts and writes the page."""
+    """Runs the parts and writes the pages."""
     arguments = parse_arguments()
     digits = load_digits()
     parts = [
@@ -41,7 +42,9 @@ def main() -> None:
         arguments.output,
     )
     report.print_tables(parts)
-    print(f"\nPage: {page.resolve()}")
+    chapter_page = chapter.reproduce(arguments.output / "chapter", arguments.seed, quick=True)
+    print(f"\nPages: {page.resolve()}")
+    print(f"       {chapter_page.resolve()}, in full by `make chapter`")
 
 
 if __name__ == "__main__":

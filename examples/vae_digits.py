@@ -119,8 +119,17 @@ def held_out_kl(encoder: nn.Module, x: Tensor) -> Tensor:
     return vae.kl(mu, logvar, reduction="none").mean(0)
 
 
-def train(method: Method, digits: Digits, epochs: int, seed: int) -> Run:
-    """Trains one model; the same seed gives every method the same weights, batches and keys."""
+def train(
+    method: Method,
+    digits: Digits,
+    epochs: int,
+    seed: int,
+    after_epoch: Callable[[int, nn.Module], None] | None = None,
+) -> Run:
+    """Trains one model; the same seed gives every method the same weights, batches and keys.
+
+    `after_epoch` gets the number of epochs done and the decoder.
+    """
     torch.manual_seed(seed)
     encoder, decoder = make_model()
     parameters = [*encoder.parameters(), *decoder.parameters()]
@@ -132,7 +141,7 @@ def train(method: Method, digits: Digits, epochs: int, seed: int) -> Run:
 
     losses, kls, seconds = [], [], []
     with tqdm(total=steps, desc=f"{method.name:<17}", unit="step", mininterval=0.5) as bar:
-        for _ in range(epochs):
+        for epoch in range(epochs):
             for batch in torch.randperm(TRAINING_IMAGES, generator=shuffle).split(BATCH):
                 x = digits.train[batch]
                 start = time.perf_counter()
@@ -148,6 +157,8 @@ def train(method: Method, digits: Digits, epochs: int, seed: int) -> Run:
                 bar.update()
             kls.append(held_out_kl(encoder, digits.test))
             bar.set_postfix(loss=f"{losses[-1].item():.2f}")
+            if after_epoch is not None:
+                after_epoch(epoch + 1, decoder)
 
     return Run(
         method,

@@ -42,6 +42,11 @@ def score(schedule: Schedule, level: Tensor, prev: Tensor) -> Tensor:
     return (-1.0 / schedule.path(level)[1]).unsqueeze(1)
 
 
+def level(schedule: Schedule, level: Tensor, prev: Tensor) -> Tensor:
+    """The levels themselves."""
+    return level.unsqueeze(1)
+
+
 def edm_input(schedule: EDMSchedule, level: Tensor, prev: Tensor) -> Tensor:
     """`affine`: c_in; and c_noise in a second column. Karras et al., arXiv:2206.00364, table 1."""
     c_in = (level**2 + schedule.sigma_data**2) ** -0.5

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from genkern._ops import checks
 from genkern._ops.elements import arithmetic
@@ -25,6 +26,10 @@ _SPACINGS = ("leading", "linspace", "trailing")
 _KEPT = 4096
 # Up to here a list is faster than a reduction.
 _FEW = 256
+
+# Names of the attributes in which compiled code finds what schedules keep, the same for all.
+_PREFIX = "_kept_"
+_ATTRIBUTES: dict[Any, str] = {}
 
 
 class Forms(NamedTuple):
@@ -72,7 +77,8 @@ class Schedule:
         return f"{type(self).__name__}(T={len(self)}, table_dtype={dtype}, device={self.device})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": {}}
+        state = {name: v for name, v in vars(self).items() if not name.startswith(_PREFIX)}
+        return {**state, "_tables": {}}
 
     def to(self: _S, device: torch.device | str) -> _S:
         """The same schedule with its tensors on another device."""
@@ -173,7 +179,7 @@ class Schedule:
         device: torch.device,
     ) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
         """For a run: what the model takes, from x_t and the step's number in the run."""
-        times = torch.tensor(timesteps, dtype=torch.int64, device=device)
+        times = self.kept(_steps_on, tuple(timesteps), device)
         each = times.unsqueeze(1).repeat(1, batch).unbind(0)
         return lambda x, step: (x, each[step])
 
@@ -211,103 +217,99 @@ class Schedule:
         if prev_t is not None and not isinstance(prev_t, (int, Tensor)):
             prev_t = _as_time(prev_t)
         dtype, device = arithmetic(dtype), like.device
-        tracing = _tracing()
+        # Compiled code takes tables as constants; other tracers take no tensor that is not theirs.
+        compiling, keep = torch.compiler.is_compiling(), not _tracing()
         if type(t) is int:
             self._check_int(function, t, needs_signal)
             if prev_t is None:
                 prev_t = t - 1
             elif type(prev_t) is int and not -1 <= prev_t < t:
                 raise ValueError(f"{function}: prev_t must be in [-1, {t}), got {prev_t}")
-            if type(prev_t) is int and not tracing:
+            if type(prev_t) is int and (keep or compiling):
                 if prev_t == t - 1:
-                    return self._table(build, options, dtype, device).rows[t], None
-                return self._pair(build, options, dtype, device, t, prev_t), None
+                    of_all = (build, options, dtype, device)
+                    if compiling:
+                        return self.kept(_table, *of_all).narrow(0, t, 1), None
+                    return self.kept(_rows, *of_all)[t], None
+                if keep:
+                    return self.kept(_pair, build, options, dtype, device, t, prev_t), None
         elif isinstance(t, Tensor) and not t.is_floating_point():
             if t.dtype != torch.int64:
                 raise TypeError(f"{function}: t must be int64, got {t.dtype}")
             _check_shape(function, "t", t, like)
-            if not tracing:
+            if keep:
                 self._check_steps(function, t, needs_signal)
             if prev_t is None:
-                if not tracing:
-                    return self._table(build, options, dtype, device).whole, t
+                if keep or compiling:
+                    # The kernels look at t themselves.
+                    return self.kept(_table, build, options, dtype, device), t
                 prev_t = t - 1
         else:
             self._check_level(function, t, like, needs_signal)
-        level = self._level(t, device)
+        level = self.level(t, device)
         if prev_t is None:
             prev = torch.full_like(level, self.clean)
         else:
             self._check_prev(function, t, prev_t, like)
-            prev = self._level(prev_t, device)
+            prev = self.level(prev_t, device)
         level, prev = torch.broadcast_tensors(level, prev)
         return build(self, level, prev, *options).to(dtype), None
 
-    def _table(
-        self, build: Build, options: tuple[Any, ...], dtype: torch.dtype, device: torch.device
-    ) -> _Table:
-        """The rows of all T steps to the one before, kept."""
-        key = (build, options, dtype, device)
-        found: _Table | None = self._tables.get(key)
-        if found is None:
-            # Kept beyond the caller's modes: a tensor made in inference mode could not be saved
-            # for a backward pass.
-            with torch.inference_mode(False), torch.no_grad():
-                prev = torch.cat((torch.full_like(self._levels[:1], self.clean), self._levels[:-1]))
-                found = _Table(build(self, self._levels, prev, *options).to(device, dtype))
-            self._tables[key] = found
-        return found
-
-    def _pair(
+    def steps(
         self,
         build: Build,
         options: tuple[Any, ...],
+        timesteps: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device,
-        t: int,
-        prev_t: int,
     ) -> Tensor:
-        """The row of one step to any other, kept."""
-        key = (build, options, dtype, device, t, prev_t)
-        found: Tensor | None = self._tables.get(key)
+        """The rows of a run: each of its steps to the next one, the last to clean data."""
+        found: Tensor = self.kept(_run, build, options, timesteps, dtype, device)
+        return found
+
+    def kept(self, make: Callable[..., Any], *arguments: Any) -> Any:
+        """make(self, *arguments), made once."""
+        if torch.compiler.is_compiling():
+            return getattr(self, self._attribute(make, arguments))
+        return make(self, *arguments) if _tracing() else self._made(make, arguments)
+
+    # Runs while code is compiled, which then finds a tensor in the attribute: one of its inputs,
+    # whichever schedule it is called with.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _attribute(self, make: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
+        name = _ATTRIBUTES.setdefault((make, arguments), f"{_PREFIX}{len(_ATTRIBUTES)}")
+        if name not in vars(self):
+            setattr(self, name, self._made(make, arguments))
+        return name
+
+    def _made(self, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        key = (make, arguments)
+        found = self._tables.get(key)
         if found is None:
             if len(self._tables) >= _KEPT:
                 self._tables.clear()
-            with torch.inference_mode(False), torch.no_grad():
-                level, prev = (self._level(i, self._levels.device) for i in (t, prev_t))
-                found = build(self, level, prev, *options).to(device, dtype)
+            # Kept beyond the caller's modes: a tensor made in inference mode could not be saved
+            # for a backward pass, and one of torch.export's would be no constant.
+            with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+                found = make(self, *arguments)
             self._tables[key] = found
         return found
 
-    def steps(self, build: Build, options: tuple[Any, ...], timesteps: Sequence[int]) -> Tensor:
-        """The rows of a run: each of its steps to the next one, the last to clean data."""
-        levels = torch.cat([self._level(t, self._levels.device) for t in (*timesteps, -1)])
-        return build(self, levels[:-1], levels[1:], *options)
-
-    def _level(self, t: Time, device: torch.device) -> Tensor:
+    def level(self, t: Time, device: torch.device) -> Tensor:
         """The levels of steps, (1,) or (B,); -1 is clean data."""
         if isinstance(t, float):
             return torch.full((1,), t, dtype=self._levels.dtype, device=device)
         if isinstance(t, Tensor) and t.is_floating_point():
             return t.detach().reshape(-1).to(self._levels.dtype)
         levels = self._levels
-        if levels.device != device:
-            levels = self._levels_on(device)
+        if levels.device != device or _tracing():
+            levels = self.kept(_levels_on, device)
         if isinstance(t, Tensor):
             t = t.reshape(-1)
             return torch.where(t < 0, self.clean, levels[t.clamp(0, len(self) - 1)])
         if t < 0:
             return torch.full_like(levels[:1], self.clean)
         return levels.narrow(0, t, 1)
-
-    def _levels_on(self, device: torch.device) -> Tensor:
-        if _tracing():
-            return self._levels.to(device)
-        if device not in self._tables:
-            with torch.inference_mode(False):
-                self._tables[device] = self._levels.to(device)
-        found: Tensor = self._tables[device]
-        return found
 
     # ---- checks of t and prev_t
 
@@ -361,6 +363,20 @@ class Schedule:
             if needs_signal and self.no_signal is not None and v == self.highest:
                 self.refuse_epsilon(function, f"t = {v:g}")
 
+    def _assert_order(self, function: str, t: Any, prev_t: Any) -> None:
+        """What `_check_prev` and the kernels ask, of values that cannot be read here."""
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+        if not torch.compiler.is_compiling() and any(
+            wrapped(x) for x in (t, prev_t) if isinstance(x, Tensor)
+        ):
+            return
+        step = not is_level(t)
+        right = (prev_t >= (-1 if step else 0.0)) & (prev_t < t)
+        if step:
+            right = right & (t < len(self))
+        expected = f"t in [0, {len(self)}) and prev_t in [-1, t)" if step else "prev_t in [0, t)"
+        torch._assert_async(right.all(), f"{function}: expected {expected}")
+
     def _check_prev(self, function: str, t: Time, prev_t: Time, like: Tensor) -> None:
         step = not is_level(t)
         if isinstance(prev_t, Tensor):
@@ -375,6 +391,8 @@ class Schedule:
             _check_shape(function, "prev_t", prev_t, like)
         now = _values(t) if isinstance(t, Tensor) else [t]
         before = _values(prev_t) if isinstance(prev_t, Tensor) else [prev_t]
+        if now is None or before is None:
+            self._assert_order(function, t, prev_t)
         if not now or not before:
             return
         count = max(len(now), len(before))
@@ -389,19 +407,64 @@ class Schedule:
                 )
 
 
-class _Table:
-    """The rows of all steps, together and one by one."""
+# ---- what a schedule keeps
 
-    def __init__(self, whole: Tensor) -> None:
-        self.whole = whole
-        self._rows: tuple[Tensor, ...] | None = None
 
-    @property
-    def rows(self) -> tuple[Tensor, ...]:
-        if self._rows is None:
-            with torch.inference_mode(False):
-                self._rows = self.whole.split(1)
-        return self._rows
+def _levels_on(schedule: Schedule, device: torch.device) -> Tensor:
+    # By way of numbers: a fake or a graph's own tensor where one is asked for.
+    with _disable_current_modes():
+        levels = schedule._levels.tolist()
+    return torch.tensor(levels, dtype=schedule._levels.dtype, device=device)
+
+
+def _steps_on(schedule: Schedule, timesteps: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(timesteps, dtype=torch.int64, device=device)
+
+
+def _table(
+    schedule: Schedule,
+    build: Build,
+    options: tuple[Any, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """The rows of all T steps to the one before."""
+    levels = schedule._levels
+    prev = torch.cat((torch.full_like(levels[:1], schedule.clean), levels[:-1]))
+    return build(schedule, levels, prev, *options).to(device, dtype)
+
+
+def _rows(schedule: Schedule, *arguments: Any) -> tuple[Tensor, ...]:
+    """The same, one by one."""
+    rows: tuple[Tensor, ...] = schedule.kept(_table, *arguments).split(1)
+    return rows
+
+
+def _pair(
+    schedule: Schedule,
+    build: Build,
+    options: tuple[Any, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    t: int,
+    prev_t: int,
+) -> Tensor:
+    """The row of one step to any other."""
+    level, prev = (schedule.level(i, schedule._levels.device) for i in (t, prev_t))
+    return build(schedule, level, prev, *options).to(device, dtype)
+
+
+def _run(
+    schedule: Schedule,
+    build: Build,
+    options: tuple[Any, ...],
+    timesteps: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """The rows of `Schedule.steps`."""
+    levels = torch.cat([schedule.level(t, schedule._levels.device) for t in (*timesteps, -1)])
+    return build(schedule, levels[:-1], levels[1:], *options).to(device, dtype)
 
 
 def _as_time(t: Any) -> Any:

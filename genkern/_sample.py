@@ -86,8 +86,8 @@ def sample(
         x_T is drawn with `fold_in(key, 0)` of each sample's key and step s with
         `fold_in(key, s + 1)`, so a sample does not depend on its batch. The keys, coefficients and
         times of all steps are made before the loop, which neither allocates nor waits for the
-        device, so it can be compiled (progress=False) or captured in a CUDA graph. Made without
-        gradients.
+        device, and the schedule keeps them: a second call makes nothing on the host, so it can be
+        captured in a CUDA graph, or compiled (progress=False in both). Made without gradients.
 
     Example:
         >>> import torch, genkern
@@ -120,8 +120,8 @@ def sample(
     shape = tuple(shape)
     if not shape or any(n < 0 for n in shape):
         raise ValueError(f"sample: shape must be (B, ...), got {shape}")
-    timesteps = schedule.spaced(
-        "sample", len(schedule) if num_steps is None else num_steps, spacing
+    timesteps = tuple(
+        schedule.spaced("sample", len(schedule) if num_steps is None else num_steps, spacing)
     )
     if prediction_type == "epsilon" and schedule.no_signal in timesteps:
         schedule.refuse_epsilon("sample", f"t = {schedule.no_signal}")
@@ -131,7 +131,7 @@ def sample(
     # Everything that the loop reads, made at once.
 
     def moved(build: Build, options: tuple[Any, ...]) -> Tensor:
-        return schedule.steps(build, options, timesteps).to(device, arithmetic(dtype))
+        return schedule.steps(build, options, timesteps, arithmetic(dtype), device)
 
     noisy = sampler == "ddpm" or eta > 0.0
     steps = range(len(timesteps))

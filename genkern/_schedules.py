@@ -392,10 +392,10 @@ class EDMSchedule(Schedule):
         device: torch.device,
     ) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
         """The level for a model of x0 or the noise, `model_input` for "edm"."""
-        levels = torch.cat([self._level(t, self._levels.device) for t in timesteps])
-        rows = _coefficients.edm_input(self, levels, levels).to(device, arithmetic(dtype))
+        run = (tuple(timesteps), arithmetic(dtype), device)
+        rows = self.steps(_coefficients.edm_input, (), *run)
         edm = prediction_type == "edm"
-        times = rows[:, 1] if edm else levels.to(device, arithmetic(dtype))
+        times = rows[:, 1] if edm else self.steps(_coefficients.level, (), *run)[:, 0]
         each = times.unsqueeze(1).repeat(1, batch).unbind(0)
         if not edm:
             return lambda x, step: (x, each[step])
@@ -412,7 +412,7 @@ class EDMSchedule(Schedule):
 
     def initial_scale(self, t: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The first level: x_T is that much noise."""
-        return self._levels[t].to(device, arithmetic(dtype))
+        return self.steps(_coefficients.level, (), (t,), arithmetic(dtype), device)[0]
 
     def path(self, level: Tensor) -> tuple[Tensor, Tensor]:
         """Alpha and sigma."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import pytest
 import torch
 from support import randn, same_bits
+from torch._subclasses import FakeTensorMode
 
 from genkern.diffusion import (
     EDMSchedule,
@@ -273,3 +275,119 @@ def test_progress(monkeypatch, capsys):
         without = sample(toy, (1, 2, 3), schedule, key=key(1))
     assert same_bits(without, with_bar)
     sample(toy, (1, 2, 3), schedule, key=key(1))  # said once
+
+
+# ---- what compiled code checks, and what it takes for granted
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2, 1000], [0, -1, 2, 3]])
+def test_compiled_code_refuses_steps_out_of_range(values):
+    schedule, x = NoiseSchedule.linear(1000), torch.zeros(4, 3)
+    weighting = torch.ones(1000)
+    calls = (
+        lambda t: q_sample(x, t, schedule, noise=x),
+        lambda t: noise_loss(x, x, t, schedule, noise=x, weighting=weighting),
+        lambda t: ddpm_step(x, x, t, schedule, prev_t=t - 1, noise=x),
+    )
+    for call in calls:
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+        compiled(torch.arange(1, 5))
+        with pytest.raises(RuntimeError, match=r"t (must be )?in \[0, 1000\)"):
+            compiled(torch.tensor(values))
+
+
+def test_compiled_code_refuses_prev_t_that_is_not_below_t():
+    schedule, x = NoiseSchedule.linear(1000), torch.zeros(4, 3)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(t, prev_t):
+        return ddpm_step(x, x, t, schedule, prev_t=prev_t, noise=x)
+
+    t = torch.arange(1, 5)
+    step(t, t - 2)
+    for prev_t in (t, t + 3, t - 6):
+        with pytest.raises(RuntimeError, match=r"ddpm_step: expected .* prev_t in \[-1, t\)"):
+            step(t, prev_t)
+
+
+def test_exported_code_refuses_steps_out_of_range():
+    schedule, x = NoiseSchedule.linear(1000), torch.zeros(4, 3)
+
+    class Noising(torch.nn.Module):
+        def forward(self, x, t):
+            return q_sample(x, t, schedule, noise=x)
+
+    exported = torch.export.export(Noising(), (x, torch.arange(4))).module()
+    with pytest.raises(RuntimeError, match=r"t must be in \[0, 1000\)"):
+        exported(x, torch.tensor([0, 1, 2, 1000]))
+
+
+def test_compiled_code_computes_no_tables():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def noising(x, t, schedule):
+        return q_sample(x, t, schedule, noise=x)
+
+    x, t = torch.randn(4, 3), torch.tensor([0, 5, 500, 999])
+    # Each schedule's own table, in one piece of code.
+    for schedule in (NoiseSchedule.linear(1000), NoiseSchedule.cosine(1000)):
+        for _ in range(2):
+            expected = q_sample(x, t, schedule, noise=x)
+            assert torch.equal(noising(x, t, schedule), expected)
+    for graph in graphs:
+        called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        assert called == ["genkern.affine.default"]
+
+
+def test_fake_tensors_of_a_schedule_made_before():
+    schedule, x, t = NoiseSchedule.linear(1000), torch.zeros(4, 3), torch.arange(4)
+    with FakeTensorMode() as mode:
+        x, t = mode.from_tensor(x), mode.from_tensor(t)
+        assert q_sample(x, t, schedule, noise=x).shape == (4, 3)
+
+
+def test_a_second_run_makes_nothing_on_the_host():
+    """What CUDA graphs need: tables and times are there after the first run."""
+    schedule, keys = NoiseSchedule.linear(50), key(0)
+    for sampler in ("ddpm", "ddim", "ode"):
+        run = partial(
+            sample, lambda x, t: 0.1 * x, (4, 3), schedule,
+            sampler=sampler, num_steps=5, key=keys, progress=False,
+        )  # fmt: skip
+        kept = dict(schedule._tables)
+        first = run()
+        made = dict(schedule._tables)
+        assert len(made) > len(kept)
+        assert torch.equal(run(), first)
+        assert schedule._tables.keys() == made.keys()
+
+
+# ---- what is written is seen to be written
+
+
+def test_a_graph_sees_that_out_was_written():
+    schedule, x = NoiseSchedule.linear(1000), torch.zeros(4, 3)
+    a = torch.randn(4, 3, requires_grad=True)
+    b = torch.exp(a)
+    with torch.no_grad():
+        ddpm_step(x, x, 5, schedule, key=key(0), out=b.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        b.sum().backward()
+    with torch.inference_mode():
+        ddpm_step(x, x, 5, schedule, key=key(0), out=torch.empty(4, 3))
+
+
+def test_a_loss_gradient_is_its_receivers():
+    schedule, x = NoiseSchedule.linear(1000), torch.randn(4, 3)
+    pred = torch.randn(4, 3, requires_grad=True)
+    loss = noise_loss(pred, x, 5, schedule, key=key(0))
+    (first,) = torch.autograd.grad(loss, pred, retain_graph=True)
+    expected = first.clone()
+    first.zero_()
+    (second,) = torch.autograd.grad(loss, pred)
+    torch.testing.assert_close(second, expected)

@@ -1,17 +1,20 @@
-"""The documentation's code and the demo run as a reader would run them."""
+"""The documentation's code, the demo and the chapter run as a reader would run them."""
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from examples import gan_steps
+from examples import gan_ring, gan_steps
+from genkern import random
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -148,20 +151,169 @@ def test_demo_page_needs_no_other_file(demo):
     }
 
 
+# ---- the chapter, which the demo runs at its end
+
+
+def numbers(rows):
+    """The cells of a table that are numbers; a row's name stays."""
+    return {row[0]: [float(cell.replace(",", "")) for cell in row[1:]] for row in rows}
+
+
+def test_chapter_table_42_1(demo):
+    rows = {row[0]: row[1:] for row in table(demo[1], "Table 42.1")}
+    printed = {t: (row[0], row[3]) for t, row in rows.items()}
+    assert printed == {
+        "0": ("8.290", "2.509"),
+        "5": ("8.172", "2.423"),
+        "10": ("7.810", "2.166"),
+        "20": ("6.642", "1.402"),
+        "30": ("5.283", "0.810"),
+        "40": ("3.857", "0.358"),
+    }
+    assert all((row[1], row[4]) == printed[t] for t, row in rows.items())
+    # 600 other draws: the variance of a coordinate has a relative error of sqrt(2 / 600) at most
+    # (a Gaussian's; the mixture is flatter).
+    for row in rows.values():
+        assert row[2] == "-" or float(row[2]) == pytest.approx(float(row[0]), rel=4 * 300**-0.5)
+
+
+def test_chapter_posterior_mean(demo):
+    closed, simulated = table(demo[1], "The mean of the forward posterior")
+    assert closed[1:] == ["1.0988", "1.0988"]
+    mean, error = map(float, simulated[2].split(" +- "))
+    assert 0 < error < 0.01
+    assert abs(mean - 1.0988) < 4 * error
+
+
+def test_chapter_table_42_2(demo):
+    js, value, floor = (row[1:] for row in table(demo[1], "Table 42.2"))
+    assert js[:2] == ["0.2532"] * 2
+    assert value[:2] == ["-0.8799"] * 2
+    assert floor[:2] == ["-1.3863"] * 2
+    # A term is at most sp(-r) or sp(f), whose deviation is below 1 here: 4 sqrt(2 / 1e5) < 0.02.
+    assert float(value[2]) == pytest.approx(-0.8799, abs=0.02)
+    assert float(js[2]) == pytest.approx(0.2532, abs=0.01)
+
+
+def test_chapter_saturation(demo):
+    rows = numbers(table(demo[1], "Saturation"))
+    # At a distance m the saturating gradient is E[D (m - ...)], far below the other's, about m.
+    saturating, other = rows["8"][1:3]
+    assert saturating < 1e-3 and other == pytest.approx(8, abs=0.1)
+    ratios = [row[3] for row in rows.values()]
+    assert ratios == sorted(ratios)
+
+
+def test_chapter_distances(demo):
+    rows = numbers(table(demo[1], "JS against Wasserstein"))
+    for shift, (js, _, w, _) in rows.items():
+        assert js == round(min(float(shift), 1) * math.log(2), 3)
+        assert w == float(shift)
+
+
+def test_chapter_gradient_estimators(demo):
+    # 10,000 estimates of d coordinates; the exact gradient is 1 in each.
+    for row in table(demo[1], "Two estimators of one gradient"):
+        d = int(row[0])
+        first, second, narrow, wide = (float(cell.replace(",", "")) for cell in row[1:5])
+        # 1 + eps_j, of variance 1.
+        assert abs(first - 1) < 4 / math.sqrt(10_000 * d) + 5e-4
+        assert narrow == pytest.approx(1, abs=4 * math.sqrt(2 / (10_000 * d)) + 5e-3)
+        # f eps_j where f = |1 + eps|^2 / 2. With a = (1 + eps_j)^2 and the sum b of the k other
+        # squares, E[f^2 eps_j^2] = (E[a^2 eps_j^2] + 2 E[a eps_j^2] E[b] + E[b^2]) / 4.
+        k = d - 1
+        variance = (34 + 2 * 4 * 2 * k + 4 * k**2 + 6 * k) / 4 - 1
+        assert wide == pytest.approx(variance, rel=0.15)
+        assert abs(second - 1) < 4 * math.sqrt(variance / 10_000)
+
+
+def test_chapter_collapse(demo):
+    rows = table(demo[1], "Posterior collapse")
+    assert [row[-5] for row in rows] == ["plain", "annealing", "free bits"] * 2
+    kl = [float(row[-4]) for row in rows]
+    assert kl[2] > max(kl[:2]) and kl[5] > max(kl[3:5])  # free bits hold it up
+
+
+def test_chapter_ring(demo):
+    rows = table(demo[1], "Modes covered")
+    assert [row[0] for row in rows] == ["minimax", "non-saturating", "WGAN-GP"]
+    assert all(re.fullmatch(r"[0-8] of 8", row[2]) for row in rows)
+
+
+def test_chapter_families(demo):
+    bits = {row[0]: row[-1] for row in table(demo[1], "The families: training")}
+    assert bits["GAN"] == "-" and float(bits["VAE"]) > 0 and float(bits["diffusion"]) > 0
+    held_out, *models = table(demo[1], "The families: samples")
+    assert held_out[0] == "digits" and len(models) == 4
+    frechet, precision, recall, _ = map(float, held_out[-4:])
+    assert all(frechet < float(row[-4]) for row in models)
+    assert min(precision, recall) > 0.8  # real digits are among real digits
+    verdicts = table(demo[1], "The families: verdicts")
+    assert len(verdicts) == 15
+
+
+def test_chapter_page_needs_no_other_file(demo):
+    assert check_page(demo[0] / "chapter", demo[1]) == {
+        "figure-42-1",
+        "figure-42-2",
+        "collapse",
+        "ring",
+        "families-samples",
+        "families-curves",
+    }
+
+
+# ---- the measures of samples
+
+
+@pytest.fixture(scope="module")
+def quality():
+    return pytest.importorskip("examples.sample_quality", exc_type=ImportError)
+
+
+def test_frechet_distance_of_gaussians(quality):
+    x = random.normal(random.key(0), 500, 3, dtype=torch.float64).numpy()
+    x = np.linalg.solve(np.linalg.cholesky(np.cov(x, rowvar=False)), (x - x.mean(0)).T).T
+    assert quality.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    # Covariances I and diag(s^2): the sum of (1 - s)^2; a shift adds its square.
+    s, shift = np.array([1.0, 2.0, 0.0]), np.array([0.0, 3.0, 4.0])
+    expected = 0 + 1 + 1 + 25
+    assert quality.frechet_distance(x, s * x + shift) == pytest.approx(expected, abs=1e-6)
+    # The same in coordinates turned and scaled by 2.
+    turn = 2 * np.linalg.qr(x[:3])[0]
+    got = quality.frechet_distance(x @ turn, (s * x + shift) @ turn)
+    assert got == pytest.approx(4 * expected, abs=1e-6)
+
+
+def test_share_inside_counts_points_near_the_support(quality):
+    support = np.arange(10.0)[:, None]  # the third neighbour is 2 away inside, 3 at the ends
+    points = np.array([[-3.5], [-2.9], [4.5], [11.9], [12.1], [100.0]])
+    assert quality.share_inside(points, support) == 3 / 6
+
+
 # ---- the training steps of GANs
 
 
-def test_gan_steps_run():
+def test_gan_ring_runs():
     result = subprocess.run(
-        [sys.executable, "-m", "examples.gan_steps", "--steps", "3"],
+        [sys.executable, "-m", "examples.gan_ring", "--steps", "3"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert result.returncode == 0, result.stderr
-    losses = re.findall(r"^(\w.*?)\s+(-?\d\.\d{3})\s+(-?\d\.\d{3})   \d of 8$", result.stdout, re.M)
-    assert [name for name, *_ in losses] == list(gan_steps.RUNS)
+    rows = re.findall(r"^(\w.*?)\s+[0-8] of 8 +\d+%$", result.stdout, re.M)
+    assert rows == list(gan_ring.RUNS)
+
+
+def test_coverage_counts_gaussians_with_a_tenth_of_their_share():
+    assert gan_ring.coverage(gan_ring.ring(8000))[0] == 8
+    far, centres = torch.zeros(1000, 2), gan_ring.CENTRES
+    assert gan_ring.coverage(far) == (0, 0.0)
+    # Of 1000 samples, 12.5 are a tenth of an even share.
+    few = torch.cat([far[25:], centres[:1].expand(13, 2), centres[1:2].expand(12, 2)])
+    assert gan_ring.coverage(few) == (1, pytest.approx(0.025))
 
 
 def _train_discriminator(step, count):
@@ -181,6 +333,74 @@ def _plain_update(optimiser, loss):
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
+
+
+DISCRIMINATOR_LOSSES = {
+    "minimax": lambda r, f: F.softplus(-r).mean() + F.softplus(f).mean(),
+    "non_saturating": lambda r, f: F.softplus(-r).mean() + F.softplus(f).mean(),
+    "hinge": lambda r, f: F.relu(1 - r).mean() + F.relu(1 + f).mean(),
+    "least_squares": lambda r, f: (r - 1).square().mean() / 2 + f.square().mean() / 2,
+    "relativistic": lambda r, f: F.softplus(f - r).mean(),
+    "wasserstein": lambda r, f: f.mean() - r.mean(),
+}
+GENERATOR_LOSSES = {
+    "minimax": lambda r, f: -F.softplus(f).mean(),
+    "non_saturating": lambda r, f: F.softplus(-f).mean(),
+    "hinge": lambda r, f: -f.mean(),
+    "least_squares": lambda r, f: (f - 1).square().mean() / 2,
+    "relativistic": lambda r, f: F.softplus(r - f).mean(),
+    "wasserstein": lambda r, f: -f.mean(),
+}
+
+
+@pytest.mark.parametrize("kind", DISCRIMINATOR_LOSSES)
+def test_the_discriminators_step_equals_plain_pytorch(kind):
+    def ours(network, optimiser, real, fake, i):
+        gan_steps.discriminator_step(network, optimiser, real, fake, kind=kind)
+
+    def plain(network, optimiser, real, fake, i):
+        _plain_update(optimiser, DISCRIMINATOR_LOSSES[kind](network(real), network(fake)))
+
+    got, want = _train_discriminator(ours, 5), _train_discriminator(plain, 5)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", GENERATOR_LOSSES)
+def test_the_generators_step_equals_plain_pytorch(kind):
+    torch.manual_seed(1)
+    discriminator = torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Linear(1, 1)).double()
+    weights = [p.clone() for p in discriminator.parameters()]
+
+    # The network that is trained is the generator here; its input is `fake`.
+    def ours(network, optimiser, real, fake, i):
+        compared = real[:, :1] if kind == "relativistic" else None
+        gan_steps.generator_step(network, discriminator, optimiser, fake, kind=kind, real=compared)
+
+    def plain(network, optimiser, real, fake, i):
+        real_logits = discriminator(real[:, :1]).detach()
+        loss = GENERATOR_LOSSES[kind](real_logits, discriminator(network(fake)))
+        _plain_update(optimiser, loss)
+
+    got, want = _train_discriminator(ours, 5), _train_discriminator(plain, 5)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+    assert all(torch.equal(p, w) for p, w in zip(discriminator.parameters(), weights, strict=True))
+
+
+def test_the_wgan_gp_step_equals_plain_pytorch():
+    def ours(network, optimiser, real, fake, i):
+        torch.manual_seed(i)
+        gan_steps.wgan_gp_step(network, optimiser, real, fake, weight=3.0)
+
+    def plain(network, optimiser, real, fake, i):
+        torch.manual_seed(i)
+        w = random.uniform(random.new_key(), len(real), dtype=torch.float64)[:, None]
+        x = (w * real + (1 - w) * fake).requires_grad_()
+        (g,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+        penalty = (g.norm(dim=1) - 1).square().mean()
+        _plain_update(optimiser, network(fake).mean() - network(real).mean() + 3.0 * penalty)
+
+    got, want = _train_discriminator(ours, 5), _train_discriminator(plain, 5)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
 
 
 def test_lazy_r1_equals_plain_pytorch():

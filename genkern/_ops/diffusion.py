@@ -47,7 +47,7 @@ from genkern._ops.elements import (
     wide,
     with_layout,
 )
-from genkern._ops.op import Args, Op, Sample
+from genkern._ops.op import Args, Op, Sample, WritingOp
 from genkern._ops.random import sample_key
 
 # Half the width of a bin of 8-bit images scaled to [-1, 1], and where the outermost bins, which
@@ -624,7 +624,7 @@ affine = Op(
     backward=_affine_formula,
     saves=("coefficients", "t"),
 )
-affine_out = Op.writing(affine, f"affine_out({_AFFINE}, Tensor(a!) out) -> ()")
+affine_out = WritingOp(affine, f"affine_out({_AFFINE}, Tensor(a!) out) -> ()")
 
 _NOISE_LOSS = f"Tensor pred, Tensor? x0, {_NOISE}, Tensor? sample_weight, int reduction"
 noise_loss_forming = Op(
@@ -658,7 +658,7 @@ sampler_step = Op(
     samples=_sampler_step_samples,
     backward=_sampler_step_formula,
 )
-sampler_step_out = Op.writing(
+sampler_step_out = WritingOp(
     sampler_step,
     f"sampler_step_out({_STEP}, {_WHOLE}, float guidance_scale, {_CLIP}, Tensor(a!) out) -> ()",
 )

@@ -98,22 +98,27 @@ class _FormingFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, op: Op, *args: Any) -> Any:
-        value, *formed = op.forming._route(*args)  # type: ignore[union-attr]
-        # An argument that is not there has an empty gradient.
-        op._save(ctx, args, *[g for a, g in zip(args, formed, strict=False) if a is not None])
+        value, *gradients = op.forming._route(*args)  # type: ignore[union-attr]
+        op._save(ctx, args)
+        # Not among the saved tensors: what a backward pass hands out is its receiver's to change.
+        ctx.formed = gradients
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Any:
-        op = ctx.call[0]
-        if grad is None or torch.is_grad_enabled():
-            # The gradient has to be differentiable: by the formula, as if it were not there.
-            return (None, *op._backward(ctx, (grad,), ctx.needs_input_grad[1:]))
-        found = ctx.saved_tensors[len(op._saved) :]
+        op, needs = ctx.call[0], ctx.needs_input_grad
+        # Where the gradient has to be differentiable, or is asked for a second time: by the
+        # formula, as if it were not there.
+        found = None if torch.is_grad_enabled() else vars(ctx).pop("formed", None)
+        if grad is None or found is None:
+            return (None, *op._backward(ctx, (grad,), needs[1:]))
+        wanted = [g if need else None for g, need in zip(found, needs[1:], strict=False)]
         # Reading a number of the CPU costs nothing, and it is 1 wherever a loss is the last step.
         if grad.dim() or grad.item() != 1.0:
-            found = [g * grad.reshape((*grad.shape, *[1] * (g.dim() - grad.dim()))) for g in found]
-        return (None, *found, *op._no_gradients[len(found) :])
+            for g in wanted:
+                if g is not None:
+                    g.mul_(grad.reshape((*grad.shape, *[1] * (g.dim() - grad.dim()))))
+        return (None, *wanted, *op._not_formed)
 
 
 class _FunctorchFunction(torch.autograd.Function):
@@ -206,8 +211,8 @@ class Op:
         self._tensors = [i for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
         self._saved = [i for i in self._tensors if saves is None or arguments[i].name in saves]
         formed = 0 if forming is None else len(forming.overload._schema.returns) - 1
-        self._not_formed = self._tensors[formed:]
-        self._no_gradients = (None,) * len(arguments)
+        self._constant = self._tensors[formed:]
+        self._not_formed = (None,) * (len(arguments) - formed)
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
@@ -234,7 +239,7 @@ class Op:
     def _forms(self, args: Args) -> bool:
         if self.forming is None or not args[0].is_cpu or args[0].dtype not in _FORMING:
             return False
-        return not any(args[i] is not None and args[i].requires_grad for i in self._not_formed)
+        return not any(args[i] is not None and args[i].requires_grad for i in self._constant)
 
     def bytes_moved(self, *args: Any) -> int:
         """Bytes a call must read and write: each tensor once, an expanded dimension not at all."""
@@ -245,27 +250,6 @@ class Op:
             for a in tensors
             if isinstance(a, Tensor)
         )
-
-    @classmethod
-    def writing(cls, op: Op, schema: str) -> Op:
-        """The operator that writes `op`'s result to its last argument, `out`, and returns nothing.
-
-        `out` may be `op`'s first argument.
-        """
-
-        def reference(*args: Any) -> None:
-            args[-1].copy_(op.reference(*args[:-1]))
-
-        def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-            for case in op.samples(device, dtype):
-                first = case.args[0]
-                dense = torch.zeros_like(first)
-                yield Sample(case.id, (*case.args, dense))
-                if dense.stride() == first.stride():
-                    out = first.clone()
-                    yield Sample(f"{case.id}-in_place", (out, *case.args[1:], out))
-
-        return cls(schema, reference=reference, fake=lambda *args: None, samples=samples)
 
     # ---- choosing a backend
 
@@ -301,8 +285,8 @@ class Op:
 
     # ---- autograd: three ways in, one formula
 
-    def _save(self, ctx: Any, args: Args, *more: Tensor) -> None:
-        ctx.save_for_backward(*[args[i] for i in self._saved], *more)
+    def _save(self, ctx: Any, args: Args) -> None:
+        ctx.save_for_backward(*[args[i] for i in self._saved])
         ctx.set_materialize_grads(False)
         # Backward may run on another thread, which does not see this context's choice.
         ctx.call = self, args[len(self._tensors) :], _chosen.get()
@@ -313,7 +297,7 @@ class Op:
         if self._formula is None or all(g is None for g in grads):
             return (None,) * len(needs)
         tensors: list[Tensor | None] = [None] * len(self._tensors)
-        for i, saved in zip(self._saved, ctx.saved_tensors, strict=False):
+        for i, saved in zip(self._saved, ctx.saved_tensors, strict=True):
             tensors[i] = saved
         _, constants, backend = ctx.call
         args = (*tensors, *constants)
@@ -365,3 +349,32 @@ class Op:
             stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
             return stacked, (0,) * len(stacked)
         return torch.stack(results), 0
+
+
+class WritingOp(Op):
+    """The operator that writes `op`'s result to its last argument, `out`, and returns nothing.
+
+    `out` may be `op`'s first argument.
+    """
+
+    def __init__(self, op: Op, schema: str) -> None:
+        def reference(*args: Any) -> None:
+            args[-1].copy_(op.reference(*args[:-1]))
+
+        def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+            for case in op.samples(device, dtype):
+                first = case.args[0]
+                dense = torch.zeros_like(first)
+                yield Sample(case.id, (*case.args, dense))
+                if dense.stride() == first.stride():
+                    out = first.clone()
+                    yield Sample(f"{case.id}-in_place", (out, *case.args[1:], out))
+
+        super().__init__(schema, reference=reference, fake=lambda *args: None, samples=samples)
+
+    def _route(self, *args: Any) -> None:
+        super()._route(*args)
+        out = args[-1]
+        if not out.is_inference():
+            # A graph that saved `out` has to see that it is another now.
+            torch.autograd.graph.increment_version(out)
