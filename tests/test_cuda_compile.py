@@ -56,8 +56,10 @@ class Body:
 # The limits stand 3% above the highest of the three architectures. What cannot go: a draw takes 10
 # instructions for Philox and 25 for the method of Box and Muller, an exponential 8, a KL 14 more.
 # So what draws noise and has a KL stays above 60. In the time its memory moves a byte an A100
-# issues 12.5 of a thread's instructions, an H100 9.2 (132 multiprocessors, 128 lanes, 1.83 GHz,
-# 3.35 TB/s): `rsample_kl` in float32 moves 12 bytes, its gradient 20.
+# issues 9.5 of a thread's instructions, an H100 10.0, a B200 4.4 (INSTRUCTIONS_A_BYTE in
+# test_triton_compile.py): `rsample_kl` in float32 moves 12 bytes, its gradient 20.
+#
+# A loss of two logits takes two exponentials, two logarithms and four quotients.
 #
 # The diffusion kernels are counted with every tensor they can have, guidance, a clip and a learned
 # variance: with key and clip a step of fixed variance takes 50. A thread serves one sample, whose
@@ -99,8 +101,8 @@ BODIES = {
     "VlbBackward<float, false>": Body((5, 2), (87, 74)),
     "GuidanceFactor<float>": Body((2, 0), (52, 26), "guidance_moments"),
     "DynamicThreshold<float>": Body((3, 0), (27, 25), "select_threshold"),
-    "Logits<float>": Body((2, 3), (68, 64)),
-    "LogitsBackward<float>": Body((3, 2), (60, 56)),
+    "Logits<float>": Body((2, 3), (64, 60)),
+    "LogitsBackward<float>": Body((3, 2), (59, 56)),
     "PenaltyTensors": Body((2, 0), (15, 13), "sum_squares"),
     "ScaleSamples<float>": Body((2, 1), (15, 12)),
     "Interpolate<T>": Body((2, 1), (12, 10)),

@@ -342,7 +342,9 @@ def solve_rows(
         store_coefficient(coefficients + sample, g * slope, exists)
         if products is not None:
             along = row_totals(products, sample, samples, parts, ROWS, COLUMNS)
-            store_coefficient(coefficients + samples + sample, g * (turn * along), exists)
+            # Without a turn 0, though g . v be infinite.
+            turned = tl.where(turn == 0.0, 0.0, turn * along)
+            store_coefficient(coefficients + samples + sample, g * turned, exists)
             value = slope * along
     return tl.where(exists, value, 0.0)
 
