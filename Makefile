@@ -13,12 +13,13 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cp
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter test bench lint format cuda exhaustive clean FORCE
+.PHONY: help demo chapter docs test bench lint format cuda exhaustive clean FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        train models of digits with genkern and with plain PyTorch; write a page"
 	@echo "make chapter     reproduce a textbook chapter's figures, tables and claims; write a page"
+	@echo "make docs        build the documentation's site, docs/_build/html/index.html"
 	@echo "make test        run the tests"
 	@echo "make bench       run the benchmarks"
 	@echo "make lint        check format, style and types"
@@ -32,6 +33,12 @@ demo: .venv/installed
 
 chapter: .venv/installed
 	@$(PY) -m examples.chapter $(ARGS)
+
+# A page's pictures are drawn, and a reference that leads nowhere is an error.
+docs: .venv/installed
+	@$(PY) -m sphinx --quiet --fail-on-warning --keep-going -d docs/_build/doctrees $(ARGS) \
+	  docs docs/_build/html
+	@echo "make: the site is docs/_build/html/index.html"
 
 test: .venv/installed
 	@$(PY) -m pytest -n auto --dist loadgroup $(ARGS)
@@ -61,7 +68,7 @@ cuda: .venv/requirements
 
 clean:
 	rm -rf .venv build dist *.egg-info genkern_host*.so genkern/*.so genkern/_build.json
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks demo_output chapter_output
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks demo_output chapter_output docs/_build
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 # --- set-up -------------------------------------------------------------------------------------
@@ -87,5 +94,6 @@ clean:
 .venv/installed: .venv/requirements pyproject.toml setup.py CMakeLists.txt $(NATIVE)
 	@echo "make: installing genkern[dev] into .venv, editable"
 	@$(PIP) install --no-build-isolation --editable '.[dev]'
+	@$(PIP) install --no-deps denoising-diffusion-pytorch==2.3.4 # it would replace torch
 	@$(PY) -c 'import json; [print("genkern:", n) for n in json.load(open("genkern/_build.json"))["notes"]]'
 	@touch $@

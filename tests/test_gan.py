@@ -214,7 +214,10 @@ def test_gradients_formed_early_are_those_of_the_formula(kind, dtype):
         lambda: generator_loss(f, r, kind=kind, reduction="sample").sum(),
     ]
     if kind != "relativistic":
-        calls.append(lambda: discriminator_loss(r, f, kind=kind) + discriminator_loss(r, other))
+        calls += [
+            lambda: discriminator_loss(r, f, kind=kind) + discriminator_loss(r, other),
+            lambda: generator_loss(f, kind=kind, reduction="none").sum(),
+        ]
     for call in calls:
         early = torch.autograd.grad(call(), (r, f), allow_unused=True)
         late = torch.autograd.grad(call(), (r, f), allow_unused=True, create_graph=True)
