@@ -23,6 +23,7 @@ from support import (
 
 import genkern
 from genkern import testing
+from genkern._ops.elements import mask_of
 from genkern._ops.op import BACKENDS, OPS
 from genkern.random import key, normal, split
 from genkern.testing._common import real
@@ -282,6 +283,61 @@ def test_clipping_at_its_bounds(backend, dtype):
     got = results(backend, "sampler_step_backward", (grad, *tensors, 1.0, lo, hi, 0b00001))[0]
     passes = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=dtype)[:, None]
     assert same_bits(got, (8.0 + 2.0 * passes).expand(4, 2).contiguous())
+
+
+def quiet_args(noise, dtype):
+    """A step whose samples 0 and 2 get no noise, with learned deviations that overflow there."""
+    x, pred, values, eps = (randn(*SHAPE, dtype=dtype, seed=s) for s in range(4))
+    rows = table(dtype=dtype)[1:]
+    rows[::2, 5], rows[:, 7] = 0.0, 0.5
+    values[::2] = 3000.0
+    eps[::2, :, 1:] = math.inf
+    eps[::2, :, 0] = NAN
+    source = {"key": (key(1), None), "noise": (None, eps)}[noise]
+    return x, pred, values, randn(*SHAPE, dtype=dtype, seed=4), *source, rows, None
+
+
+@each_backend
+@each_wide_dtype
+@pytest.mark.parametrize("noise", ["key", "noise"])
+@pytest.mark.parametrize("clip", [NO_CLAMP, (-0.5, 0.75)])
+def test_a_coefficient_of_zero_adds_no_noise(backend, dtype, noise, clip):
+    """Neither it nor its gradients, where the noise or its deviation is not finite."""
+    args = quiet_args(noise, dtype)
+    (got,) = results(backend, "sampler_step", (*args, None, None, 2.0, *clip))
+    silent = (*args[:2], None, args[3], None, None, *args[6:])
+    (want,) = results(backend, "sampler_step", (*silent, None, None, 2.0, *clip))
+    assert torch.equal(got[::2], want[::2])
+    assert torch.isfinite(got).all() and (got[1::2] != want[1::2]).all()
+    grad = randn(*SHAPE, dtype=dtype, seed=5)
+    mask = mask_of((True, True, True, True, noise == "noise"))
+    grads = results(backend, "sampler_step_backward", (grad, *args, 2.0, *clip, mask))
+    wants = results(backend, "sampler_step_backward", (grad, *silent, 2.0, *clip, 0b01011))
+    for i in (0, 1, 3):
+        assert torch.equal(grads[i], wants[i])
+    for i in (2, 4)[: 1 + (noise == "noise")]:
+        assert not grads[i][::2].any() and torch.isfinite(grads[i][1::2]).all()
+        assert grads[i][1::2].all()
+
+
+@pytest.mark.parametrize("noise", ["key", "noise"])
+@pytest.mark.parametrize("whole", [False, True], ids=["plain", "threshold"])
+def test_derivatives_without_noise(noise, whole):
+    """First by the formula or, with a threshold, through the reference; second through it."""
+    x, pred, values, uncond, k, eps, rows, t = quiet_args(noise, F64)
+    leaves = [v.requires_grad_() for v in (x, pred, values, eps) if v is not None]
+    weight = torch.linspace(1.0, 2.0, BATCH, dtype=F64)
+    both = (weight, 2.0 * weight) if whole else (None, None)
+    out = OPS["sampler_step"](x, pred, values, uncond, k, eps, rows, t, *both, 2.0, *NO_CLAMP)
+    upstream = torch.ones_like(out, requires_grad=True)
+    first = torch.autograd.grad(out, leaves, upstream, create_graph=True)
+    second = torch.autograd.grad(
+        sum(g.sum() for g in first), [*leaves, upstream], allow_unused=True, materialize_grads=True
+    )
+    for g in (*first, *second):
+        assert torch.isfinite(g).all()
+    for g in (*first[2:], *second[2:-1]):
+        assert not g[::2].any() and g[1::2].any()
 
 
 @each_backend

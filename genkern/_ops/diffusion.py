@@ -208,6 +208,17 @@ def _guided(
     return m
 
 
+def _noise_parts(
+    std: Tensor, lv: Tensor, lv_values: Tensor, var_values: Tensor | None, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The standard deviation and the noise; 0 and 0 where `std` is 0, whatever the tensors are."""
+    none = std == 0.0
+    if var_values is not None:
+        values = torch.where(none, 0.0, wide(var_values))
+        std = std * torch.exp(0.5 * (lv + lv_values * values))
+    return std, torch.where(none, 0.0, eps)
+
+
 def _sampler_step_reference(
     x_t: Tensor,
     pred: Tensor,
@@ -233,8 +244,7 @@ def _sampler_step_reference(
         mean = mean + mean_x0 * (p * x + q * m).clamp(x0_min, x0_max)
     eps = _eps(key, noise, x_t)
     if eps is not None:
-        if var_values is not None:
-            std = std * torch.exp(0.5 * (lv + lv_values * wide(var_values)))
+        std, eps = _noise_parts(std, lv, lv_values, var_values, eps)
         mean = mean + std * eps
     return with_layout(mean.to(x_t.dtype), torch.empty_like(x_t))
 
@@ -264,10 +274,13 @@ def _sampler_step_backward_reference(
     scale = 1.0 if uncond is None else guidance_scale
     grads = [along_x, along_m * scale, torch.zeros_like(g), along_m * (1.0 - scale)]
     eps = _eps(key, noise, x_t)
-    if eps is not None and var_values is not None:
-        std = std * torch.exp(0.5 * (lv + lv_values * wide(var_values)))
-        grads[2] = g * std * eps * (0.5 * lv_values)
-    grads.append(g * std)
+    if eps is None:
+        grads.append(torch.zeros_like(g))
+    else:
+        along_noise = torch.where(std == 0.0, 0.0, g)
+        std, eps = _noise_parts(std, lv, lv_values, var_values, eps)
+        grads.append(along_noise * std)
+        grads[2] = grads[-1] * eps * (0.5 * lv_values)
     fakes = masked_fake((x_t, pred, var_values, uncond, noise), output_mask, x_t)
     return masked(grads, fakes, output_mask)
 

@@ -371,7 +371,9 @@ def sampler_step_kernel(
         eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
         if var_values is not None:
             eps *= learned_deviation(var_values, first, table, row, start, mask, form, T, VECTOR)
-        total = tl.fma(coefficient(first, table, 5), eps, total)
+        # A coefficient of 0 adds no noise, whatever it and its deviation are.
+        noise = coefficient(first, table, 5)
+        total = tl.fma(noise, tl.where(noise == 0.0, 0.0, eps), total)
     store(out, total, row, start, mask, form, VECTOR)
 
 
@@ -405,14 +407,17 @@ def sampler_step_backward_kernel(
     if grad_uncond is not None:
         store(grad_uncond, (1.0 - scale) * by_m, row, start, mask, form, VECTOR)
     if grad_var_values is not None or grad_noise is not None:
-        by_eps = coefficient(first, table, 5) * g
+        noise = coefficient(first, table, 5)
+        by_eps = noise * g
         if var_values is not None:
             by_eps *= learned_deviation(var_values, first, table, row, start, mask, form, T, VECTOR)
+        by_eps = tl.where(noise == 0.0, 0.0, by_eps)
         if grad_noise is not None:
             store(grad_noise, by_eps, row, start, mask, form, VECTOR)
         if grad_var_values is not None:
             eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
-            by_values = (coefficient(first, table, 7) * 0.5) * (by_eps * eps)
+            by_eps *= tl.where(noise == 0.0, 0.0, eps)
+            by_values = (coefficient(first, table, 7) * 0.5) * by_eps
             store(grad_var_values, by_values, row, start, mask, form, VECTOR)
 
 
