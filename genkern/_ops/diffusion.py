@@ -9,6 +9,7 @@ kernel family, and a schedule, a prediction type or a sampler is a table of coef
     sampler_step  mean_x0 clamp(x0_x_t x_t + x0_pred m) + mean_x_t x_t + mean_pred m + std eps
                   m = guidance_factor (uncond + guidance_scale (pred - uncond)), or pred
                   std = noise exp(1/2 (log_variance + log_variance_values var_values)), or noise
+                  where noise is 0, std eps is 0 whatever the tensors are
     vlb           d = diff_x0 x0 + diff_noise eps + diff_pred pred, which is x0 - x0_hat,
                   lv2 = log_variance + log_variance_values var_values, r = true_log_variance - lv2,
                   L = 1/2 (expm1(r) - r + (mean_x0 d)^2 e^-lv2)              Ho et al. 2020, (5)

@@ -88,22 +88,6 @@ NARROW = tl.constexpr(0.02)
 
 
 @triton.jit
-def narrow_bin_nll(lv, inverse, w, s):
-    """By the Taylor series of the density, where w and w s are below NARROW."""
-    u = w * w
-    v = (w * s) * (w * s)
-    second = v - u
-    fourth = tl.fma(v, v, u * (3.0 * u - 6.0 * v))
-    total = second / 24.0 + fourth / 1920.0 + 1.0
-    over = 1.0 / total
-    slope_s = u * (1.0 / 12.0 + (v - 3.0 * u) / 480.0) * over - 1.0  # over s
-    slope_w = (second / 12.0 + fourth / 480.0) * over + 1.0  # times w
-    # log w with lv itself: w underflows. The number is 1/2 log 2 pi - log(2 / 255).
-    value = (lv + s * s) * 0.5 + 5.7670548978031535786 - tl.log(total)
-    return value, -s * slope_s * inverse, (s * s * slope_s + slope_w) * 0.5
-
-
-@triton.jit
 def decoder_nll(d, x0, lv):
     """-log of what the discretised N(x0 - d, e^lv) gives to x0's bin, and its derivatives by d, lv.
 
@@ -129,20 +113,28 @@ def decoder_nll(d, x0, lv):
     tail_near = erfcx(tl.abs(a) * ROOT_HALF) * near
     tail_far = erfcx(b * ROOT_HALF) * far
     p = tl.where(around, 1.0 - (tail_near + tail_far) * 0.5, (tail_near - tail_far) * 0.5)
-    value = tl.where(around, 0.0, -exponent) - tl.log(p)
-    # Densities at the ends over the probability.
-    over_p = 1.0 / (p * ROOT_2_PI)
+    value = tl.where(around, 0.0, -exponent)
+    # A closed bin that is narrow against the bell: its probability is w times the density at its
+    # centre times p / 1920, an integrated Taylor series.
+    w = inverse * (2.0 * HALF_BIN)
+    s = c * inverse
+    u = w * w
+    v = u * (s * s)
+    narrow = ((below | above) == 0) & (u < NARROW * NARROW) & (v < NARROW * NARROW)
+    second = (v - u) * 40.0
+    both = tl.fma(v, v, u * (u * 3.0 - v * 6.0)) + second
+    p = tl.where(narrow, (second + 1920.0) + both, p)
+    over_p = 1.0 / p
+    # log w with lv itself: w underflows. The number is 1/2 log 2 pi - log(2 / 255) + log 1920.
+    value = tl.where(narrow, tl.fma(s * s + lv, 0.5, 13.327135362824981), value) - tl.log(p)
+    # The series' derivatives, over s and times w; else by the densities at the ends.
+    slope_s = (u * 4.0) * (v - u * 3.0 + 40.0) * over_p - 1.0
+    slope_w = (both * 4.0) * over_p + 1.0
+    over_p *= 1.0 / ROOT_2_PI
     near *= over_p
     far *= over_p
-    along_c = (near - far) * inverse
-    along_lv = (b * far - a * near) * 0.5
-    w = (2.0 * HALF_BIN) * inverse
-    s = c * inverse
-    series = narrow_bin_nll(lv, inverse, w, s)
-    narrow = (x0 >= -LAST_BIN) & (x0 <= LAST_BIN) & (w < NARROW) & (w * s < NARROW)
-    value = tl.where(narrow, series[0], value)
-    along_c = tl.where(narrow, series[1], along_c)
-    along_lv = tl.where(narrow, series[2], along_lv)
+    along_c = tl.where(narrow, -s * slope_s, near - far) * inverse
+    along_lv = tl.where(narrow, tl.fma(s * s, slope_s, slope_w), b * far - a * near) * 0.5
     return value, tl.where(mirrored, -along_c, along_c), along_lv
 
 
