@@ -785,7 +785,8 @@ def vlb_terms(
     Note:
         x_t is not formed: only the error of the prediction enters, and the two variances by
         expm1(x) - x, so that a term is never negative by cancellation. The decoder's probability
-        uses the exact normal distribution function, with its tails.
+        uses the exact normal distribution function, with its tails, and for deviations far wider
+        than a bin a series, so that its logarithm keeps its digits at any variance.
 
     Example:
         >>> import torch, genkern
