@@ -13,7 +13,7 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cp
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter docs test bench lint format cuda exhaustive clean FORCE
+.PHONY: help demo chapter docs test bench lint format cuda exhaustive compat clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make format      format the sources"
 	@echo "make cuda        compile the CUDA library (needs nvcc, no GPU)"
 	@echo "make exhaustive  check the noise functions on all 2^32 words"
+	@echo "make compat      try one wheel under the oldest torch and the newest (gigabytes)"
 	@echo "make clean       remove .venv and everything built"
 
 demo: .venv/installed
@@ -65,6 +66,18 @@ format: .venv/installed
 cuda: .venv/requirements
 	@GENKERN_BUILD=cuda $(PY) setup.py --quiet build_py --build-lib build/cuda
 	@ls -l build/cuda/genkern/libgenkern_cuda.so
+
+# The wheel of this machine in an environment of its own for each torch of COMPAT. By hand: PyPI's
+# builds of torch bring CUDA with them.
+COMPAT ?= torch==2.10.* torch
+compat: .venv/installed
+	@rm -rf build/compat
+	@$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/compat .
+	@set -e; for torch in $(COMPAT); do \
+	  rm -rf build/compat/env; $(PYTHON) -m venv build/compat/env; \
+	  build/compat/env/bin/pip --disable-pip-version-check -qq install "$$torch" build/compat/*.whl; \
+	  (cd build/compat && env/bin/python ../../tests/smoke.py); \
+	done
 
 clean:
 	rm -rf .venv build dist *.egg-info genkern_host*.so genkern/*.so genkern/_build.json

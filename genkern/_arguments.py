@@ -82,3 +82,8 @@ def clip_bounds(
     if not low < high:
         raise ValueError(f"{function}: clip_range must be {expected}, got {clip_range}")
     return low, high
+
+
+def clips(bounds: tuple[float, float]) -> bool:
+    """Whether the kernels will clamp x0: in exported programs, which have no infinity, always."""
+    return bounds != NO_CLIP or torch.compiler.is_exporting()

@@ -274,12 +274,14 @@ class Schedule:
 
     # Runs while code is compiled, which then finds a tensor in the attribute: one of its inputs,
     # whichever schedule it is called with.
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _attribute(self, make: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
         name = _ATTRIBUTES.setdefault((make, arguments), f"{_PREFIX}{len(_ATTRIBUTES)}")
         if name not in vars(self):
             setattr(self, name, self._made(make, arguments))
         return name
+
+    # What torch.compiler.assume_constant_result does, which imports the compiler, sympy and triton.
+    _attribute._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _made(self, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         key = (make, arguments)
@@ -289,7 +291,7 @@ class Schedule:
                 self._tables.clear()
             # Kept beyond the caller's modes: a tensor made in inference mode could not be saved
             # for a backward pass, and one of torch.export's would be no constant.
-            with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+            with _disable_current_modes(), torch.inference_mode(False):
                 found = make(self, *arguments)
             self._tables[key] = found
         return found

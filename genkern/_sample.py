@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genkern import _coefficients
-from genkern._arguments import NO_CLIP, clip_bounds
+from genkern._arguments import NO_CLIP, clip_bounds, clips
 from genkern._coefficients import LEARNED, VARIANCE_TYPES
 from genkern._levels import Build, Schedule
 from genkern._ops import checks
@@ -139,7 +139,7 @@ def sample(
     noisy = sampler == "ddpm" or eta > 0.0
     steps = range(len(timesteps))
     step_keys = split(keys, len(timesteps) + 1 if noisy else 1).unbind(0)
-    clipped = clip != NO_CLIP
+    clipped = sampler != "ode" and clips(clip)
     if sampler == "ddpm":
         build: Build = _coefficients.ddpm_step
         options: tuple[Any, ...] = (prediction_type, variance_type, clipped)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genkern import _coefficients
-from genkern._arguments import NO_CLIP, clip_bounds, given_noise, promoted
+from genkern._arguments import NO_CLIP, clip_bounds, clips, given_noise, promoted
 from genkern._coefficients import LEARNED, VARIANCE_TYPES
 from genkern._levels import Build, Schedule, Time, is_level
 from genkern._ops import checks
@@ -500,7 +500,7 @@ def ddpm_step(
         "ddpm_step", x_t, pred, t, schedule, key, noise, generator, prev_t, prediction_type, clip,
         threshold, uncond, guidance_scale, guidance_rescale, out,
         build=_coefficients.ddpm_step,
-        options=(prediction_type, variance_type, clip != NO_CLIP or threshold is not None),
+        options=(prediction_type, variance_type, clips(clip) or threshold is not None),
         learned=variance_type if variance_type in LEARNED else None,
         noisy=True,
     )  # fmt: skip
@@ -577,7 +577,7 @@ def ddim_step(
     eta = checks.number("ddim_step", "eta", eta)
     schedule.check_eta("ddim_step", eta)
     clip = clip_bounds("ddim_step", clip_range)
-    clipped = clip != NO_CLIP or threshold is not None
+    clipped = clips(clip) or threshold is not None
     return _step(
         "ddim_step", x_t, pred, t, schedule, key, noise, generator, prev_t, prediction_type, clip,
         threshold, uncond, guidance_scale, guidance_rescale, out,

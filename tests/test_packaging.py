@@ -6,6 +6,7 @@ of this environment.
 
 from __future__ import annotations
 
+import email
 import importlib.metadata
 import json
 import os
@@ -14,10 +15,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("setup.py", "CMakeLists.txt", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
@@ -169,6 +172,52 @@ def test_pure_wheel_in_a_fresh_environment(pure, tmp_path):
     assert answer.returncode != 0 and "libgenkern_cpu.so was not built" in answer.stdout
 
 
+def test_metadata(pure):
+    with zipfile.ZipFile(pure[1]) as archive:
+        names = archive.namelist()
+        text = archive.read(next(n for n in names if n.endswith("/METADATA"))).decode()
+    fields = email.message_from_string(text)
+    assert fields["Name"] == "genkern" and re.fullmatch(r"\d+\.\d+\.\d+", fields["Version"])
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## {re.escape(fields['Version'])}\b", changelog, re.MULTILINE)
+    assert fields["License-Expression"] == "BSD-3-Clause" and fields["Requires-Python"] == ">=3.10"
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert {"triton", "diffusers", "dev"} <= set(fields.get_all("Provides-Extra"))
+    required = fields.get_all("Requires-Dist")
+    assert [line for line in required if "extra ==" not in line] == ["torch>=2.10"]
+    assert "Typing :: Typed" in fields.get_all("Classifier")
+    # The description is the README.
+    assert fields.get_payload().startswith((ROOT / "README.md").read_text()[:500])
+
+
+def test_sdist_is_the_source_tree(tmp_path):
+    listed = run("git", "-C", ROOT, "ls-files")
+    if listed.returncode != 0:
+        pytest.skip("needs a git checkout")
+    tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
+    for name in tracked:
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "tree" / name)
+    build = f"import os; os.chdir({str(tmp_path / 'tree')!r}); from setuptools import build_meta"
+    answer = run(sys.executable, "-c", f"{build}; print(build_meta.build_sdist({str(tmp_path)!r}))")
+    assert answer.returncode == 0, answer.stdout
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        names = [
+            name.partition("/")[2]
+            for name in archive.getnames()
+            if archive.getmember(name).isfile()
+        ]
+        made_by_setuptools = {"PKG-INFO", "setup.cfg"}
+        shipped = {n for n in names if ".egg-info/" not in n} - made_by_setuptools
+        assert shipped == tracked - {".gitignore"}
+        archive.extractall(tmp_path, filter="data")
+    # It is enough to build from.
+    source = next(path for path in tmp_path.glob("genkern-*") if path.is_dir())
+    answer, wheel = pip_wheel(source, GENKERN_BUILD="none")
+    assert wheel is not None, answer.stdout
+    assert contents(wheel) == python_files() | {"genkern/py.typed", "genkern/_build.json"}
+
+
 def test_build_none(tmp_path):
     answer, wheel = pip_wheel(copy_sources(tmp_path), GENKERN_BUILD="none")
     assert wheel is not None and wheel.name.endswith("-py3-none-any.whl"), answer.stdout
@@ -227,6 +276,59 @@ def test_native_wheel_in_a_fresh_environment(native, tmp_path):
     numbers, version = run(python, "-c", host).stdout.rsplit(maxsplit=1)
     assert json.loads(numbers) == drawn(answer)
     assert version == run(python, "-c", "import genkern; print(genkern.__version__)").stdout.strip()
+    answer = run(python, ROOT / "tests" / "smoke.py")
+    assert answer.returncode == 0, answer.stdout
+
+
+def stable_functions() -> set[str]:
+    """The functions of torch's stable C interface that the oldest torch has.
+
+    Each is declared in one of two headers, a newer one under a condition of its release.
+    """
+    include = Path(torch.__file__).parent / "include" / "torch" / "csrc"
+    oldest = re.search(r"OLDEST_TORCH = \((\d+), (\d+)\)", (ROOT / "setup.py").read_text())
+    found: set[str] = set()
+    for header in ("stable/c/shim.h", "inductor/aoti_torch/c/shim.h"):
+        conditions: list[tuple[int, int]] = []
+        for line in (include / header).read_text().splitlines():
+            if line.startswith("#if"):
+                release = re.search(r"VERSION >= TORCH_VERSION_(\d+)_(\d+)_", line)
+                conditions.append(tuple(map(int, release.groups())) if release else (0, 0))
+            elif line.startswith("#endif"):
+                conditions.pop()
+            elif all(c <= tuple(map(int, oldest.groups())) for c in conditions):
+                found.update(re.findall(r"\b((?:aoti_)?torch_\w+)\(", line))
+    return found
+
+
+def foreign_symbols(symbols: str, stable: set[str]) -> list[str]:
+    """Of nm's undefined symbols those that are neither stable nor of the compiler's libraries."""
+    foreign = []
+    for line in symbols.splitlines():
+        kind, name = line.split()[-2:]
+        system = re.search(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_", name)
+        if kind.upper() == "U" and not system and name not in stable:
+            foreign.append(name)
+    return foreign
+
+
+@needs_compiler
+def test_only_stable_symbols_of_torch_are_imported(native, tmp_path):
+    """Others would tie the library to the release of torch that it was built with."""
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm")
+    stable = stable_functions()
+    assert {"torch_call_dispatcher", "aoti_torch_get_data_ptr"} <= stable
+    # The check sees a function of torch's C++ interface, and one of a newer release.
+    newer = "_ZN2at6_ops5empty4callEv", "torch_from_blob"
+    lines = [f"U {name}" for name in newer] + ["w __gmon_start__", "U memcpy@GLIBC_2.14"]
+    assert foreign_symbols("\n".join(lines), stable) == list(newer)
+
+    with zipfile.ZipFile(native[2]) as archive:
+        library = archive.extract("genkern/libgenkern_cpu.so", tmp_path)
+    symbols = run("nm", "-D", "--undefined-only", library).stdout
+    assert "torch_call_dispatcher" in symbols
+    assert foreign_symbols(symbols, stable) == []
 
 
 @needs_compiler

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genkern._ops.elements import arithmetic
+
 Args = tuple[Any, ...]
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
@@ -149,8 +151,21 @@ _FORMING = (torch.float32, torch.float64)
 
 # Looked up once: a small call is made of little else.
 _compiling = torch.compiler.is_compiling
+_exporting = torch.compiler.is_exporting
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
+
+
+def _finite(args: Args) -> Args:
+    """No bound as the largest number: PyTorch cannot load an AOTInductor package with infinity."""
+    dtypes = [a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+    if not dtypes:
+        return args
+    largest = torch.finfo(arithmetic(dtypes[0])).max
+    return tuple(
+        math.copysign(largest, a) if isinstance(a, float) and math.isinf(a) else a for a in args
+    )
+
 
 # Types whose calls no one else wants to see.
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -217,7 +232,7 @@ class Op:
 
     def __call__(self, *args: Any) -> Any:
         if _compiling() or _dispatch_modes():
-            return self.overload(*args)
+            return self.overload(*(_finite(args) if _exporting() else args))
         if _functorch_level() is not None:
             if self._formula is None:
                 return self.overload(*args)
