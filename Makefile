@@ -13,12 +13,13 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cp
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter test bench lint format cuda exhaustive clean FORCE
+.PHONY: help demo chapter distributed test bench lint format cuda exhaustive clean FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        train models of digits with genkern and with plain PyTorch; write a page"
 	@echo "make chapter     reproduce a textbook chapter's figures, tables and claims; write a page"
+	@echo "make distributed train on 1, 2 and 4 processes and compare losses and noise"
 	@echo "make test        run the tests"
 	@echo "make bench       run the benchmarks"
 	@echo "make lint        check format, style and types"
@@ -32,6 +33,9 @@ demo: .venv/installed
 
 chapter: .venv/installed
 	@$(PY) -m examples.chapter $(ARGS)
+
+distributed: .venv/installed
+	@$(PY) -m examples.distributed $(ARGS)
 
 test: .venv/installed
 	@$(PY) -m pytest -n auto --dist loadgroup $(ARGS)

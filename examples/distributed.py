@@ -172,17 +172,13 @@ def rows(found: dict[Setting, dict[str, Run]]) -> list[tuple[str, ...]]:
     for name in MODELS:
         for setting, runs in found.items():
             run, first = runs[name], alone[name]
-            difference = ((run.loss - first.loss) / first.loss).abs().max().item()
-            table.append(
-                (
-                    name,
-                    f"{setting.processes} x {setting.method}",
-                    f"{run.loss[-1].item():.5f}",
-                    "-" if run is first else f"{difference:.1e}",
-                    "-" if run is first else "equal" if torch.equal(run.noise, first.noise) else "differ",
-                    time_text(run.seconds),
-                )
-            )
+            difference, noise = "-", "-"
+            if run is not first:
+                difference = f"{((run.loss - first.loss) / first.loss).abs().max().item():.1e}"
+                noise = "equal" if torch.equal(run.noise, first.noise) else "differ"
+            title = f"{setting.processes} x {setting.method}"
+            last = f"{run.loss[-1].item():.5f}"
+            table.append((name, title, last, difference, noise, time_text(run.seconds)))
     return table
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import subprocess
 import sys
 import traceback
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +35,7 @@ EPS = torch.finfo(torch.float64).eps
 
 def _serve(rank, pipe):
     torch.set_num_threads(1)
+    pipe.send("ready")
     while True:
         function, size, file, args = pipe.recv()
         try:
@@ -64,6 +67,8 @@ def pipes():
             process.start()
             ends.append(ours)
             processes.append(process)
+        for end in ends:
+            assert end.poll(2 * TIMEOUT) and end.recv() == "ready"
     yield ends
     for process in processes:
         process.kill()
@@ -256,6 +261,47 @@ def test_keys_of_samples_give_the_unsharded_noise(size, count, run):
     run(size, _check_noise, count)
 
 
+def _public(place):
+    """Results of functions that do more with their arguments than one call."""
+    x, y, both = place(randn(5, 2, 3)), place(randn(5, 2, 3, seed=1)), place(randn(5, 4, 3, seed=2))
+    keys, t = place(_keys(5)), place(torch.tensor([3, 50, 99, 0, 1]))
+    schedule = diffusion.NoiseSchedule.linear(100)
+    posterior = vae.DiagonalGaussian(both)
+    return {
+        "posterior": posterior.sample(key=keys),
+        "posterior_kl": posterior.kl(),
+        "elbo": vae.elbo_loss(y, x.sigmoid(), x, y, beta=0.5).loss,
+        "min_snr": diffusion.noise_loss(y, x, t, schedule, key=keys, weighting="min_snr"),
+        "learned": diffusion.ddpm_step(
+            x, both, 50, schedule, key=keys, variance_type="learned_range", clip_range=1.0
+        ),
+        "rescaled": diffusion.ddim_step(
+            x, y, 50, schedule, prev_t=20, uncond=x, guidance_scale=2.0, guidance_rescale=0.5
+        ),
+        "vlb": diffusion.vlb_terms(y, x, t, schedule, key=keys),
+        "hybrid": diffusion.hybrid_loss(both, x, t, schedule, key=keys),
+        "images": diffusion.sample(
+            lambda x, t: 0.1 * x, (5, 2, 3), schedule, num_steps=4, key=keys, progress=False
+        ),
+    }
+
+
+def _check_public():
+    sharded, whole = _public(_shard), _public(lambda x: x)
+    for name, got in sharded.items():
+        want = whole[name]
+        assert got.placements == ((Shard(0),) if want.dim() else (Partial("sum"),)), name
+        if want.dim():
+            assert same_bits(got.full_tensor(), want), name
+        else:
+            # 30 terms of one sign.
+            torch.testing.assert_close(got.full_tensor(), want, rtol=30 * 2**-23, atol=0.0)
+
+
+def test_public_functions_on_shards(run):
+    run(2, _check_public)
+
+
 # ---- what is refused
 
 
@@ -265,7 +311,7 @@ def _check_refusals():
     a = _shard(x)
     with pytest.raises(ValueError, match=r"rsample: key must have shape \(B, 2\) .* fold_in"):
         vae.rsample(a, a, key=_replicate(random.key(0)))
-    with pytest.raises(TypeError, match="rsample: key must be a DTensor.*got a plain tensor"):
+    with pytest.raises(TypeError, match=r"rsample: key must be a DTensor.*got a plain tensor"):
         vae.rsample(a, a, key=keys)
     with pytest.raises(TypeError, match="rsample: key must be a DTensor"):
         vae.rsample(a, a)  # a new key, another on every process
@@ -363,3 +409,93 @@ def _check_derivatives(count):
 @pytest.mark.parametrize(("size", "count"), [(2, 6), (2, 5)], ids=["even", "uneven"])
 def test_derivatives_on_shards_are_those_of_the_whole(size, count, run):
     run(size, _check_derivatives, count)
+
+
+def _check_compiled():
+    mu, logvar, keys = _shard(randn(6, 4)), _shard(randn(6, 4, seed=1)), _shard(_keys(6))
+
+    def loss(mu, logvar, keys):
+        z, kl = vae.rsample_kl(mu, logvar, key=keys, reduction="mean")
+        return z.square().sum() + kl
+
+    mu.requires_grad_()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for function in (loss, compiled):
+        value = function(mu, logvar, keys)
+        (gradient,) = torch.autograd.grad(value, mu)
+        yield value.full_tensor(), gradient.full_tensor()
+
+
+def _check_compiled_equals_eager():
+    import genkern.distributed  # noqa: F401
+
+    eager, compiled = _check_compiled()
+    torch.testing.assert_close(compiled, eager, rtol=2**-22, atol=2**-22)
+
+
+def test_torch_compile_of_code_with_dtensors(run):
+    run(2, _check_compiled_equals_eager)
+
+
+def test_import_does_not_load_the_rules():
+    code = "import sys, genkern; sys.exit('genkern.distributed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- training
+
+
+@pytest.fixture(scope="module")
+def example():
+    for package in ("rich", "sklearn", "tqdm"):
+        pytest.importorskip(package)
+    return pytest.importorskip("examples.distributed", exc_type=ImportError)
+
+
+STEPS = 4
+
+
+def _train(name, method, dtype):
+    from examples import distributed
+    from examples.data import load_digits
+
+    run = distributed.train(name, method, load_digits().train.to(dtype), STEPS, seed=0)
+    return run.loss.numpy(), run.noise.numpy()
+
+
+_ALONE = {}
+
+
+def _alone(run, *args):
+    """The run of one process, made once."""
+    if args not in _ALONE:
+        _ALONE[args] = run(1, _train, *args)[0]
+    return _ALONE[args]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("size", "method"), [(2, "DDP"), (4, "DDP"), (2, "FSDP2")])
+@pytest.mark.parametrize("name", ["VAE", "DDPM"])
+def test_several_processes_train_as_one(name, size, method, dtype, run, example):
+    loss, noise = _alone(run, name, "DDP", dtype)
+    assert len(set(loss)) == STEPS
+    # A last digit a step: gradients of the parts of a batch are summed in another order.
+    rtol = STEPS * torch.finfo(dtype).eps
+    for other_loss, other_noise in run(size, _train, name, method, dtype):
+        assert (other_noise.view("int32") == noise.view("int32")).all()
+        assert abs(other_loss / loss - 1).max() <= rtol
+
+
+def test_the_example_runs(example):
+    result = subprocess.run(
+        [sys.executable, "-m", "examples.distributed", "--steps", "1"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"([124] x (?:DDP|FSDP2)) +\d+\.\d+ +(\S+) +(-|equal|differ)", result.stdout)
+    assert [row[0] for row in rows] == ["1 x DDP", "2 x DDP", "4 x DDP", "2 x FSDP2"] * 2
+    assert [row[2] for row in rows] == ["-", "equal", "equal", "equal"] * 2
+    assert all(row[1] == "-" or float(row[1]) < 1e-6 for row in rows)
