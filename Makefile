@@ -13,13 +13,14 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cp
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter distributed test bench lint format cuda exhaustive clean FORCE
+.PHONY: help demo chapter distributed docs test bench lint format cuda exhaustive clean FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        train models of digits with genkern and with plain PyTorch; write a page"
 	@echo "make chapter     reproduce a textbook chapter's figures, tables and claims; write a page"
 	@echo "make distributed train on 1, 2 and 4 processes and compare losses and noise"
+	@echo "make docs        build the documentation's site, docs/_build/html/index.html"
 	@echo "make test        run the tests"
 	@echo "make bench       run the benchmarks"
 	@echo "make lint        check format, style and types"
@@ -36,6 +37,12 @@ chapter: .venv/installed
 
 distributed: .venv/installed
 	@$(PY) -m examples.distributed $(ARGS)
+
+# A page's pictures are drawn, and a reference that leads nowhere is an error.
+docs: .venv/installed
+	@$(PY) -m sphinx --quiet --fail-on-warning --keep-going -d docs/_build/doctrees $(ARGS) \
+	  docs docs/_build/html
+	@echo "make: the site is docs/_build/html/index.html"
 
 test: .venv/installed
 	@$(PY) -m pytest -n auto --dist loadgroup $(ARGS)
@@ -65,7 +72,7 @@ cuda: .venv/requirements
 
 clean:
 	rm -rf .venv build dist *.egg-info genkern_host*.so genkern/*.so genkern/_build.json
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks demo_output chapter_output
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks demo_output chapter_output docs/_build
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 # --- set-up -------------------------------------------------------------------------------------
@@ -91,5 +98,6 @@ clean:
 .venv/installed: .venv/requirements pyproject.toml setup.py CMakeLists.txt $(NATIVE)
 	@echo "make: installing genkern[dev] into .venv, editable"
 	@$(PIP) install --no-build-isolation --editable '.[dev]'
+	@$(PIP) install --no-deps denoising-diffusion-pytorch==2.3.4 # it would replace torch
 	@$(PY) -c 'import json; [print("genkern:", n) for n in json.load(open("genkern/_build.json"))["notes"]]'
 	@touch $@

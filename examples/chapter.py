@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from examples import (
     chapter_diffusion,
@@ -23,7 +24,9 @@ from examples.data import load_digits
 
 def reproduce(folder: Path, seed: int, quick: bool) -> Path:
     """Runs every part, prints the tables and writes the page."""
-    torch.set_num_threads(1)  # the networks are small: a second thread costs what it gives
+    # The networks are small: a second thread costs what it gives.
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # those of NumPy and SciPy
     digits = load_digits()
     parts = [
         chapter_diffusion.run(seed, quick),
@@ -32,9 +35,12 @@ def reproduce(folder: Path, seed: int, quick: bool) -> Path:
         chapter_ring.run(seed, quick),
         chapter_families.run(digits, seed, quick),
     ]
+    text = "Each number of a textbook chapter on generative models beside what genkern gives."
+    if quick:
+        text += " This is the quick form, with networks hardly trained; `make chapter` trains them."
     page = report.write_page(
         "The chapter, reproduced",
-        "Each number of a textbook chapter on generative models beside what genkern gives.",
+        text,
         parts,
         folder,
     )

@@ -195,7 +195,7 @@ def ddpm_step(
         log_variance, by_values = _learned(schedule, level, prev, variance_type)
     noise = torch.where(prev == schedule.clean, 0.0, noise)
     forms = schedule.forms(level, prediction_type)
-    mean = _mean(clipped, forms.x0_x_t, forms.x0_pred, p.mean_x0, p.mean_x_t, zero)
+    mean = step_mean(clipped, forms.x0_x_t, forms.x0_pred, p.mean_x0, p.mean_x_t, zero)
     return torch.stack((*mean, *(c.double() for c in (noise, log_variance, by_values))), dim=1)
 
 
@@ -221,7 +221,7 @@ def ddim_step(
     if rederived:
         # The noise that x_t and the clipped x0 leave.
         noise_x_t, noise_pred, noise_x0 = 1.0 / sigma, zero, -alpha / sigma
-    mean = _mean(
+    mean = step_mean(
         clipped,
         forms.x0_x_t,
         forms.x0_pred,
@@ -232,7 +232,7 @@ def ddim_step(
     return torch.stack((*mean, *(c.double() for c in (noise, zero, zero))), dim=1)
 
 
-def _mean(
+def step_mean(
     clipped: bool,
     x0_x_t: Tensor,
     x0_pred: Tensor,

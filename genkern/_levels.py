@@ -218,7 +218,7 @@ class Schedule:
             prev_t = _as_time(prev_t)
         dtype, device = arithmetic(dtype), like.device
         # Compiled code takes tables as constants; other tracers take no tensor that is not theirs.
-        compiling, keep = torch.compiler.is_compiling(), not _tracing()
+        compiling, keep = torch.compiler.is_compiling(), not tracing()
         if type(t) is int:
             self._check_int(function, t, needs_signal)
             if prev_t is None:
@@ -271,7 +271,7 @@ class Schedule:
         """make(self, *arguments), made once."""
         if torch.compiler.is_compiling():
             return getattr(self, self._attribute(make, arguments))
-        return make(self, *arguments) if _tracing() else self._made(make, arguments)
+        return make(self, *arguments) if tracing() else self._made(make, arguments)
 
     # Runs while code is compiled, which then finds a tensor in the attribute: one of its inputs,
     # whichever schedule it is called with.
@@ -302,7 +302,7 @@ class Schedule:
         if isinstance(t, Tensor) and t.is_floating_point():
             return t.detach().reshape(-1).to(self._levels.dtype)
         levels = self._levels
-        if levels.device != device or _tracing():
+        if levels.device != device or tracing():
             levels = self.kept(_levels_on, device)
         if isinstance(t, Tensor):
             t = t.reshape(-1)
@@ -320,7 +320,7 @@ class Schedule:
             self.refuse_epsilon(function, f"t = {t}")
 
     def _check_steps(self, function: str, t: Tensor, needs_signal: bool) -> None:
-        if not _readable(t) or t.numel() == 0:
+        if not readable(t) or t.numel() == 0:
             return
         if t.numel() <= _FEW:
             values = t.reshape(-1).tolist()
@@ -477,23 +477,23 @@ def is_level(t: Time) -> bool:
     return t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)
 
 
-def _tracing() -> bool:
+def tracing() -> bool:
     """Whether tensors made now may be a graph's, or fakes: not to be kept."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
-def _readable(t: Tensor) -> bool:
+def readable(t: Tensor) -> bool:
     """Whether reading the values makes nothing wait and breaks no graph."""
     return (
         type(t) is Tensor
         and t.is_cpu
-        and not _tracing()
+        and not tracing()
         and not torch._C._functorch.is_functorch_wrapped_tensor(t)
     )
 
 
 def _values(t: Tensor) -> list[Any] | None:
-    return t.reshape(-1).tolist() if _readable(t) else None
+    return t.reshape(-1).tolist() if readable(t) else None
 
 
 def _check_shape(function: str, name: str, t: Tensor, like: Tensor) -> None:

@@ -180,7 +180,7 @@ class NoiseSchedule(Schedule):
 
     @property
     def posterior_variance(self) -> Tensor:
-        """The variance of q(x_{t-1} | x_t, x_0), (T,), 0 at t = 0: Ho et al., (7)."""
+        """The variance of `q(x_{t-1} | x_t, x_0)`, (T,), 0 at t = 0; Ho et al., (7)."""
         return _coefficients.posterior(self.alphas_cumprod, self._previous).variance
 
     @property
@@ -190,7 +190,7 @@ class NoiseSchedule(Schedule):
 
     @property
     def vlb_weights(self) -> Tensor:
-        """(42.9): the weight of the squared error of epsilon in L_{t-1}; at t = 0, that at 1."""
+        """The weight (42.9) of the squared error of epsilon in L_{t-1}; at t = 0, that at 1."""
         return self.loss_weights("vlb")
 
     @property

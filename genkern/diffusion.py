@@ -194,8 +194,8 @@ def noise_loss(
     Note:
         One pass forward, one backward; nothing is kept but the inputs. (In float32 and float64 on a
         CPU the one pass also forms the gradient of pred, which is kept instead.) Deterministic: the
-        same bits for any number of threads. "min_snr" is finite where the signal-to-noise ratio is 0; "vlb"
-        is infinite there for epsilon, which is refused.
+        same bits for any number of threads. "min_snr" is finite where the signal-to-noise ratio is
+        0; "vlb" is infinite there for epsilon, which is refused.
 
     Example:
         >>> import torch, genkern

@@ -97,7 +97,7 @@ def rsample(
         noise: The noise itself, in z's shape. Differentiable.
         generator: Source of a new key. Give at most one of key, noise and generator; without any,
             a new key comes from the default generator.
-        num_samples: K, for K samples of each: z has shape (K, *mu.shape).
+        num_samples: K, for K samples of each: z has shape `(K, *mu.shape)`.
 
     Returns:
         z, in the promoted dtype and mu's memory format (contiguous with num_samples).
@@ -178,7 +178,7 @@ def kl(
         ValueError: If shapes or devices disagree, or an option is not valid.
 
     Note:
-        Never negative; exp(d) - 1 - d is evaluated by its own series for |d| < 1/2, so the
+        Never negative; exp(d) - 1 - d is evaluated by its own series for `|d| < 1/2`, so the
         relative error stays small down to the prior. Deterministic: the same bits for any number
         of threads.
 

@@ -88,3 +88,16 @@ def threads(count: int) -> Iterator[None]:
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def decoder_nll(x: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """-log of the discretised Gaussian at x: Ho et al., arXiv:2006.11239, (13); in float64."""
+    x, mean, scale = x.double(), mean.double(), torch.exp(-0.5 * log_variance.double())
+    far = torch.tensor(1e15, dtype=torch.float64)
+    upper = torch.where(x > 0.999, far, (x - mean + 1 / 255) * scale)
+    lower = torch.where(x < -0.999, -far, (x - mean - 1 / 255) * scale)
+    # On the side of the bell where a tail keeps its digits.
+    mirrored = lower > 0
+    a, b = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
+    log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
+    return -(log_b + torch.log1p(-torch.exp(log_a - log_b)))

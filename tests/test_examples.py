@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from examples import gan_ring, gan_steps
+from examples import gan_steps, loop_wgan_gp
 from genkern import random
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,7 +270,7 @@ def test_chapter_page_needs_no_other_file(demo):
 
 @pytest.fixture(scope="module")
 def quality():
-    return pytest.importorskip("examples.sample_quality", exc_type=ImportError)
+    return pytest.importorskip("examples.sample_quality")  # needs scikit-learn
 
 
 def test_frechet_distance_of_gaussians(quality):
@@ -294,7 +296,12 @@ def test_share_inside_counts_points_near_the_support(quality):
 # ---- the training steps of GANs
 
 
-def test_gan_ring_runs():
+@pytest.fixture(scope="module")
+def gan_ring():
+    return pytest.importorskip("examples.gan_ring")  # needs tqdm
+
+
+def test_gan_ring_runs(gan_ring):
     result = subprocess.run(
         [sys.executable, "-m", "examples.gan_ring", "--steps", "3"],
         cwd=ROOT,
@@ -307,7 +314,7 @@ def test_gan_ring_runs():
     assert rows == list(gan_ring.RUNS)
 
 
-def test_coverage_counts_gaussians_with_a_tenth_of_their_share():
+def test_coverage_counts_gaussians_with_a_tenth_of_their_share(gan_ring):
     assert gan_ring.coverage(gan_ring.ring(8000))[0] == 8
     far, centres = torch.zeros(1000, 2), gan_ring.CENTRES
     assert gan_ring.coverage(far) == (0, 0.0)
@@ -431,3 +438,39 @@ def test_the_clipping_step_equals_plain_pytorch():
     got, want = _train_discriminator(ours, 5), _train_discriminator(plain, 5)
     assert got.abs().max() == 0.2
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
+# ---- loops to start from
+
+
+@pytest.mark.parametrize("name", ["loop_vae", "loop_latent_diffusion"])
+def test_a_loop_learns(name):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    losses = importlib.import_module(f"examples.{name}").train(60)
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_the_wgan_gp_loop_is_the_same_with_lightning():
+    losses, generator = loop_wgan_gp.train(3)
+    assert len(losses) == 3
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a few workers and an unlogged run
+        theirs, trained = loop_wgan_gp.train_with_lightning(3)
+    assert len(theirs) == 3
+    torch.testing.assert_close([*generator.parameters()], [*trained.parameters()], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["loop_vae", "loop_latent_diffusion", "loop_wgan_gp"])
+def test_a_loop_runs_from_the_command_line(name):
+    if name != "loop_wgan_gp":
+        pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    result = subprocess.run(
+        [sys.executable, "-m", f"examples.{name}", "--steps", "3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "at last" in result.stdout

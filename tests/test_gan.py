@@ -214,7 +214,10 @@ def test_gradients_formed_early_are_those_of_the_formula(kind, dtype):
         lambda: generator_loss(f, r, kind=kind, reduction="sample").sum(),
     ]
     if kind != "relativistic":
-        calls.append(lambda: discriminator_loss(r, f, kind=kind) + discriminator_loss(r, other))
+        calls += [
+            lambda: discriminator_loss(r, f, kind=kind) + discriminator_loss(r, other),
+            lambda: generator_loss(f, kind=kind, reduction="none").sum(),
+        ]
     for call in calls:
         early = torch.autograd.grad(call(), (r, f), allow_unused=True)
         late = torch.autograd.grad(call(), (r, f), allow_unused=True, create_graph=True)
@@ -341,6 +344,21 @@ def test_at_a_zero_gradient_everything_is_finite(dtype):
         (third,) = torch.autograd.grad(second.square().sum(), g)
         assert all(torch.isfinite(x).all() for x in (value, first, second, third))
         assert not third[1].any()
+
+
+@each_dtype
+def test_at_an_infinite_gradient_the_second_derivative_is_the_limit_of_large_ones(dtype):
+    g = randn(3, 6, dtype=dtype)
+    g[1, 2] = math.inf
+    v = randn(3, 6, dtype=dtype, seed=1)
+    for penalty, slope in ((gradient_penalty, 2.0), (r1_penalty, 1.0)):
+        x = g.clone().requires_grad_()
+        value = penalty(x, reduction="sample")
+        (first,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad((first * v).sum(), x)
+        assert value[1] == math.inf and first[1, 2] == math.inf
+        assert torch.equal(second[1], slope * v[1])
+        assert torch.isfinite(second).all()
 
 
 def test_no_gradient_overflows_or_vanishes_on_the_way():

@@ -18,15 +18,17 @@ struct LogitTerms {
   LogitTerm x, y{};
   bool difference = false;
 
+  // `grad_factor`: of the derivatives.
   template <class Acc>
-  Terms<Acc> terms(Acc) const {
-    return {x.form, difference, numbers<Acc>(x), numbers<Acc>(y)};
+  Terms<Acc> terms(Acc, double grad_factor) const {
+    return {x.form, difference, numbers<Acc>(x, grad_factor), numbers<Acc>(y, grad_factor)};
   }
 
  private:
   template <class Acc>
-  static TermNumbers<Acc> numbers(const LogitTerm& term) {
+  static TermNumbers<Acc> numbers(const LogitTerm& term, double grad_factor) {
     return {static_cast<Acc>(term.sign), static_cast<Acc>(term.factor),
+            static_cast<Acc>(term.factor * term.sign * grad_factor),
             static_cast<Acc>(term.smoothing)};
   }
 };
@@ -77,8 +79,7 @@ std::tuple<Tensor, Tensor, Tensor> logits(const char* op, const Tensor& x, const
     }
     grad_x = gradient(planner, Body::kGradX, x, x, mask, 0);
     grad_y = gradient(planner, Body::kGradY, y, x, mask, 1);
-    launch<T>(planner, Body{terms.terms(Acc{}), static_cast<Acc>(1 / divisor(planner, reduction))},
-              x, {});
+    launch<T>(planner, Body{terms.terms(Acc{}, 1 / divisor(planner, reduction))}, x, {});
   });
   return {value, grad_x, grad_y};
 }
@@ -97,8 +98,8 @@ std::tuple<Tensor, Tensor> logits_backward(const char* op, const Tensor& grad, c
     if (terms.difference || mask & 2) optional_input(planner, Body::kY, y);
     grad_x = gradient(planner, Body::kGradX, x, x, mask, 0);
     grad_y = gradient(planner, Body::kGradY, y, x, mask, 1);
-    launch<T>(planner, Body{terms.terms(Acc{}), static_cast<Acc>(1 / divisor(planner, reduction))},
-              x, {false, reduction == kSample});
+    const auto factor = static_cast<Acc>(1 / divisor(planner, reduction));
+    launch<T>(planner, Body{terms.terms(Acc{}, 1), factor}, x, {false, reduction == kSample});
   });
   return {grad_x, grad_y};
 }

@@ -9,12 +9,13 @@ namespace genkern::cuda {
 
 // ---- functions of logits
 
+// factor * form(sign * logit), with the derivative slope * form'(sign * logit).
 template <class Acc>
 struct TermNumbers {
-  Acc sign, factor, smoothing;
+  Acc sign, factor, slope, smoothing;
   template <class Form>
-  __device__ OfLogit<Acc> at(Acc logit, Form) const {
-    return logit_term<Form::value>(logit, sign, factor, smoothing);
+  __device__ OfLogit<Acc> form(Acc logit, Form) const {
+    return logit_form<Form::value>(sign * logit, smoothing);
   }
 };
 
@@ -49,7 +50,6 @@ struct Logits {
   enum { kX, kY, kGradY, kGradX, kValue, kTensors };
   static constexpr bool kSums = true, kDraws = false, kBySample = false;
   Terms<Acc> terms;
-  Acc grad_factor;
 
   template <class S>
   __device__ Acc operator()(const S& slot) const {
@@ -63,16 +63,16 @@ struct Logits {
     with_form(terms.form, [&](auto form) {
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) {
-        const auto f = terms.x.at(x[v], form);
-        value[v] = f.value;
-        x[v] = grad_factor * f.u;
+        const auto f = terms.x.form(x[v], form);
+        value[v] = terms.x.factor * f.value;
+        x[v] = terms.x.slope * f.u;
       }
       if (terms.difference || !slot.has(kY)) return;
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) {
-        const auto f = terms.y.at(y[v], form);
-        value[v] += f.value;
-        y[v] = grad_factor * f.u;
+        const auto f = terms.y.form(y[v], form);
+        value[v] = madd(terms.y.factor, f.value, value[v]);
+        y[v] = terms.y.slope * f.u;
       }
     });
     if (slot.has(kGradX)) slot.store(kGradX, x);
@@ -108,11 +108,13 @@ struct LogitsBackward {
     with_form(terms.form, [&](auto form) {
       if (slot.has(kX)) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) x[v] = g[v] * terms.x.at(x[v], form).u;
+        for (int v = 0; v < S::kLanes; ++v)
+          x[v] = g[v] * (terms.x.slope * terms.x.form(x[v], form).u);
       }
       if (terms.difference || !slot.has(kY)) return;
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) y[v] = g[v] * terms.y.at(y[v], form).u;
+      for (int v = 0; v < S::kLanes; ++v)
+        y[v] = g[v] * (terms.y.slope * terms.y.form(y[v], form).u);
     });
     if (slot.has(kGradX)) slot.store(kGradX, x);
     if (slot.has(kGradY)) {
@@ -203,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       rows.coefficients[sample] = coefficient<Acc>(g * p.slope);
       if (rows.along) {
         value = p.slope * sums.products;
-        rows.coefficients[rows.samples + sample] = coefficient<Acc>(g * (p.turn * sums.products));
+        rows.coefficients[rows.samples + sample] = coefficient<Acc>(g * p.turned(sums.products));
       }
     }
     all += value;

@@ -283,7 +283,9 @@ def _gradient_penalty_backward_backward_reference(
     if center != 0.0:
         norms, positive = _norms(rows)
         turn = 2.0 * weight * center / norms * (along / norms / norms)
-        out = out + torch.where(positive, turn, 0.0).unsqueeze(1) * rows
+        # An infinite norm does not turn: the limit of large ones.
+        turns = (positive & (norms != math.inf)).unsqueeze(1)
+        out = out + torch.where(turns, turn.unsqueeze(1), 0.0) * torch.where(turns, rows, 0.0)
     out = spread(grad.double(), k, reduction).reshape(-1, 1) * out
     values = (reduce(k * along, reduction, grad.dtype), out.reshape(grads.shape))
     return masked(values, masked_fake((grad, grads), output_mask, grads), output_mask)

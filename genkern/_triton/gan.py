@@ -342,7 +342,9 @@ def solve_rows(
         store_coefficient(coefficients + sample, g * slope, exists)
         if products is not None:
             along = row_totals(products, sample, samples, parts, ROWS, COLUMNS)
-            store_coefficient(coefficients + samples + sample, g * (turn * along), exists)
+            # Without a turn 0, though g . v be infinite.
+            turned = tl.where(turn == 0.0, 0.0, turn * along)
+            store_coefficient(coefficients + samples + sample, g * turned, exists)
             value = slope * along
     return tl.where(exists, value, 0.0)
 
@@ -424,8 +426,14 @@ def _penalty(
 ) -> None:  # fmt: skip
     """Fills `value` with the penalty or the gradient of `grad`, and `out` with that of `grads`."""
     samples = len(grads)
+    reduce = value is not None and reduction not in (NONE, SAMPLE)
+    count = divisor((samples,), reduction)
+    if samples == 0:
+        if value is not None:
+            value.zero_().div_(count)
+        return
     tiles = Tiles(grads.shape, [grads, grad_out, out], by_sample=True)
-    parts = tiles.rows * tiles.column_tiles // max(samples, 1)
+    parts = tiles.rows * tiles.column_tiles // samples
     squares = grads.new_empty((samples, parts), dtype=torch.float64)
     products = None if grad_out is None else torch.empty_like(squares)
     if center != 0.0 or value is not None or grad_out is not None:
@@ -434,8 +442,6 @@ def _penalty(
             *map(tiles.operand, (grads, grad_out)), squares, products, tiles.form,
             T=arithmetic(grads), **tiles.meta,
         )  # fmt: skip
-    reduce = value is not None and reduction not in (NONE, SAMPLE)
-    count = divisor((samples,), reduction)
     k, l = grads.new_empty((2, samples), dtype=sum_dtype(grads))
     columns = min(TILE, triton.next_power_of_2(max(parts, 1)))
     rows = TILE // columns

@@ -2,7 +2,7 @@ r"""What a backend has to meet: every operator's mathematics, written again, and
 
 `expected` computes an operator in NumPy's extended precision (`numpy.longdouble`, at least float64)
 from the definitions in docs/, without PyTorch and without the reference. `assert_conforms` compares
-a result with it. A new backend passes when, for every operator, dtype and sample,
+a result with it. A new backend passes when, for every operator, dtype and sample::
 
     assert_conforms(op.name, sample.args, backend.kernel(op, sample.args)(*sample.args))
 

@@ -289,7 +289,7 @@ void solve(const GradientPenalty& call, const Cut& cut, int64_t b) {
   call.rows[b] = upstream * p.slope;
   if (!call.grad_out.data) return;
   const double along = row_sum(cut, call.products, b);
-  call.rows[n + b] = upstream * (p.turn * along);
+  call.rows[n + b] = upstream * p.turned(along);
   call.rows[2 * n + b] = p.slope * along;
 }
 

@@ -70,16 +70,18 @@ struct LogitTerm {
   double sign, factor, smoothing;
 };
 
+template <LogitForm kForm, class T>
+GENKERN_HD OfLogit<T> logit_form(T u, T smoothing) {
+  if constexpr (kForm == LogitForm::kLogistic) return logistic_loss(u, smoothing);
+  if constexpr (kForm == LogitForm::kHinge) return hinge_loss(u);
+  if constexpr (kForm == LogitForm::kLinear) return linear_loss(u);
+  if constexpr (kForm == LogitForm::kSquare) return square_loss(u, smoothing);
+  if constexpr (kForm == LogitForm::kProbability) return probability(u);
+}
 // The term at a logit: the value, and its derivative with respect to the logit.
 template <LogitForm kForm, class T>
 GENKERN_HD OfLogit<T> logit_term(T logit, T sign, T factor, T smoothing) {
-  const T u = sign * logit;
-  OfLogit<T> f;
-  if constexpr (kForm == LogitForm::kLogistic) f = logistic_loss(u, smoothing);
-  if constexpr (kForm == LogitForm::kHinge) f = hinge_loss(u);
-  if constexpr (kForm == LogitForm::kLinear) f = linear_loss(u);
-  if constexpr (kForm == LogitForm::kSquare) f = square_loss(u, smoothing);
-  if constexpr (kForm == LogitForm::kProbability) f = probability(u);
+  const auto f = logit_form<kForm>(sign * logit, smoothing);
   return {factor * f.value, (factor * sign) * f.u};
 }
 
@@ -134,6 +136,8 @@ GENKERN_HD LogitTerm generator_term(GanKind kind) {
 // weight ||g||^2 then, smooth.
 struct Penalty {
   double value, slope, turn;
+  // The coefficient of g, given g . v: without a turn it is 0 though that be infinite.
+  GENKERN_HD double turned(double along) const { return turn == 0.0 ? 0.0 : turn * along; }
 };
 GENKERN_HD Penalty penalty(double squares, double center, double weight) {
   if (center == 0.0) return {weight * squares, 2.0 * weight, 0.0};
