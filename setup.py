@@ -199,7 +199,7 @@ def make_plan(mode: str) -> Plan:
     return plan
 
 
-PLAN = make_plan(os.environ.get("GENKERN_BUILD", "auto"))
+PLAN = make_plan(os.environ.get("GENKERN_BUILD") or "auto")
 
 
 def run_cmake(prefix: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -43,7 +44,9 @@ def given_noise(
         named = {"key": key, "noise": noise, "generator": generator}
         given = " and ".join(word for word, value in named.items() if value is not None)
         raise ValueError(f"{function}: expected at most one of key, noise, generator, got {given}")
-    if noise is not None:
+    if generator is not None:
+        checks.generator(function, generator)
+    elif noise is not None:
         checks.floating(function, "noise", noise)
         if noise.shape != shape:
             raise ValueError(
@@ -51,7 +54,7 @@ def given_noise(
             )
         checks.same_device(function, "noise", noise, name, like)
     elif key is not None:
-        checks.key_words(function, key, batch=like.shape[0] if like.dim() else 0)
+        checks.key_words(function, key, like.shape)
         checks.same_device(function, "key", key, name, like)
     return key, noise
 
@@ -71,10 +74,11 @@ def clip_bounds(
     """The bounds of a clip_range: c, (low, high) or None."""
     if clip_range is None:
         return NO_CLIP
-    if isinstance(clip_range, (int, float)):
-        low, high = -clip_range, clip_range
-    else:
-        low, high = clip_range
+    expected = "c > 0 or (low, high)"
+    if isinstance(clip_range, numbers.Real):
+        high = checks.number(function, "clip_range", clip_range, checks.LEAST, math.inf, expected)
+        return -high, high
+    low, high = checks.two_numbers(function, "clip_range", clip_range, expected)
     if not low < high:
-        raise ValueError(f"{function}: clip_range must be c > 0 or (low, high), got {clip_range}")
-    return float(low), float(high)
+        raise ValueError(f"{function}: clip_range must be {expected}, got {clip_range}")
+    return low, high

@@ -11,13 +11,14 @@ import torch
 
 from genkern import _native
 
-VARIABLES = {
-    "GENKERN_BACKEND": "native, triton or reference: the backend of every call",
-    "GENKERN_CPU_CAPABILITY": "baseline, avx2 or avx512: the most the CPU kernels may use",
-    "GENKERN_BUILD": "auto, none, cpu or cuda: what an install builds",
-}
-
 _CAPABILITIES = ("baseline", "avx2", "avx512")  # csrc/cpu/capability.h
+
+# What each variable may be, and what it is for.
+VARIABLES = {
+    "GENKERN_BACKEND": (("native", "triton", "reference"), "the backend of every call"),
+    "GENKERN_CPU_CAPABILITY": (_CAPABILITIES, "the most the CPU kernels may use"),
+    "GENKERN_BUILD": (("auto", "none", "cpu", "cuda"), "what an install builds"),
+}
 
 
 def cpu_capability() -> str | None:
@@ -73,10 +74,11 @@ def info() -> str:
         "",
         "environment",
     ]
-    lines += [
-        f"  {name:23} {os.environ.get(name, 'unset'):9} {meaning}"
-        for name, meaning in VARIABLES.items()
-    ]
+    for name, (words, meaning) in VARIABLES.items():
+        value = os.environ.get(name) or "unset"
+        known = value in words or value == "unset"
+        names = f"{', '.join(words[:-1])} or {words[-1]}"
+        lines.append(f"  {name:23} {value:9} {'' if known else 'is not '}{names}: {meaning}")
     return "\n".join(lines)
 
 

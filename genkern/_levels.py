@@ -107,8 +107,7 @@ class Schedule:
         """The same as integers, for what must not wait for a device."""
         checks.one_of(function, "spacing", spacing, _SPACINGS)
         length = len(self)
-        if not 1 <= num_steps <= length:
-            raise ValueError(f"{function}: num_steps must be in [1, {length}], got {num_steps}")
+        num_steps = checks.integer(function, "num_steps", num_steps, 1, length, f"in [1, {length}]")
         if spacing == "leading":
             ratio = length // num_steps
             return [i * ratio for i in reversed(range(num_steps))]

@@ -78,7 +78,7 @@ def sample(
         The samples x_0.
 
     Raises:
-        TypeError: If the schedule, key or dtype is of the wrong type.
+        TypeError: If the schedule, key, dtype, shape or the model's output is of the wrong type.
         ValueError: If an option is not valid, the model's output has the wrong shape, or "epsilon"
             is predicted at a step where nothing of x0 is left.
 
@@ -111,18 +111,21 @@ def sample(
     clip = clip_bounds("sample", clip_range)
     if sampler == "ode" and clip != NO_CLIP:
         raise ValueError(f"sample: clip_range must be None with sampler 'ode', got {clip_range}")
+    eta = checks.number("sample", "eta", eta)
     if eta != 0.0:
         if sampler != "ddim":
             raise ValueError(f"sample: eta must be 0 with sampler {sampler!r}, got {eta}")
         schedule.check_eta("sample", eta)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     checks.floating_dtype("sample", dtype)
-    shape = tuple(shape)
-    if not shape or any(n < 0 for n in shape):
-        raise ValueError(f"sample: shape must be (B, ...), got {shape}")
-    timesteps = tuple(
-        schedule.spaced("sample", len(schedule) if num_steps is None else num_steps, spacing)
-    )
+    shape = tuple(checks.sizes("sample", "shape", shape, "(B, ...)"))
+    learned = variance_type in LEARNED
+    if len(shape) < (2 if learned else 1):
+        needed = f"(B, C, ...) with variance_type {variance_type}" if learned else "(B, ...)"
+        raise ValueError(f"sample: shape must be {needed}, got {shape}")
+    if num_steps is None:
+        num_steps = len(schedule)
+    timesteps = tuple(schedule.spaced("sample", num_steps, spacing))
     if prediction_type == "epsilon" and schedule.no_signal in timesteps:
         schedule.refuse_epsilon("sample", f"t = {schedule.no_signal}")
     keys = _sample_keys(shape[0], key, generator, device, schedule)
@@ -142,19 +145,20 @@ def sample(
         options: tuple[Any, ...] = (prediction_type, variance_type, clipped)
     else:
         build = _coefficients.ddim_step
-        options = (prediction_type, float(eta), clipped, False)
+        options = (prediction_type, eta, clipped, False)
     rows = moved(build, options).split(1)
     inputs = schedule.model_inputs(shape[0], prediction_type, timesteps, dtype, device)
-    learned = variance_type in LEARNED
 
     x = normal(step_keys[0], *shape, dtype=dtype)
     scale = schedule.initial_scale(timesteps[0], dtype, device)
     if scale is not None:
         x.mul_(scale)
 
+    expected = (shape[0], 2 * shape[1], *shape[2:]) if learned else shape
+
     def predict(x: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
         pred, values = model(*inputs(x, step)), None
-        expected = (shape[0], 2 * shape[1], *shape[2:]) if learned else shape
+        checks.floating("sample", "the model's output", pred)
         if pred.shape != expected:
             raise ValueError(
                 f"sample: the model must return shape {expected}, got {tuple(pred.shape)}"
@@ -202,12 +206,14 @@ def _sample_keys(
     """One key a sample, on the device of the samples."""
     if key is not None and generator is not None:
         raise ValueError("sample: expected at most one of key, generator, got key and generator")
+    if generator is not None:
+        checks.generator("sample", generator)
     if key is None:
         if device is None:
             device = schedule.device if generator is None else generator.device
         key = new_key(device=device, generator=generator)
     else:
-        checks.key_words("sample", key, batch=batch)
+        checks.key_words("sample", key, (batch,))
         if device is not None:
             key = key.to(device)
     return split(key, batch) if key.dim() == 1 else key

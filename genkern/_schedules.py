@@ -34,8 +34,8 @@ class NoiseSchedule(Schedule):
     or float32 for those of diffusers, bit for bit.
 
     Args:
-        betas: Variances of the steps, (T,), in (0, 1].
-        alphas_cumprod: The products of 1 - betas, strictly decreasing in [0, 1).
+        betas: Variances of the steps, (T,), in (0, 1], float64 or float32, on the CPU.
+        alphas_cumprod: The products of 1 - betas, strictly decreasing in [0, 1), likewise.
 
     Attributes:
         betas: (T,), in the table's dtype, on `device`; likewise the others.
@@ -44,7 +44,7 @@ class NoiseSchedule(Schedule):
         no_signal: T - 1 where alphas_cumprod ends at 0, else None.
 
     Raises:
-        TypeError: If a table is not one of numbers.
+        TypeError: If a table is not one of numbers, or a parameter not a number.
         ValueError: If betas or alphas_cumprod leave their range, or T is below 2.
 
     Example:
@@ -59,6 +59,7 @@ class NoiseSchedule(Schedule):
     clean = 1.0
 
     def __init__(self, betas: Tensor, alphas_cumprod: Tensor) -> None:
+        _check_tables("NoiseSchedule", betas, alphas_cumprod)
         self.betas, self.alphas_cumprod = betas, alphas_cumprod
         self.alphas = 1.0 - betas
         super().__init__(alphas_cumprod)
@@ -78,6 +79,8 @@ class NoiseSchedule(Schedule):
     ) -> NoiseSchedule:
         """Betas equally spaced: Ho et al., arXiv:2006.11239, section 4."""
         _check_arguments("linear", T, table_dtype)
+        beta_start = checks.number("linear", "beta_start", beta_start)
+        beta_end = checks.number("linear", "beta_end", beta_end)
         betas = torch.linspace(beta_start, beta_end, T, dtype=table_dtype, device="cpu")
         return cls._of_betas("linear", betas)
 
@@ -92,6 +95,11 @@ class NoiseSchedule(Schedule):
     ) -> NoiseSchedule:
         """Square roots of the betas equally spaced, as in latent diffusion models."""
         _check_arguments("scaled_linear", T, table_dtype)
+        expected = "at least 0 and finite"
+        beta_start = checks.number(
+            "scaled_linear", "beta_start", beta_start, 0.0, expected=expected
+        )
+        beta_end = checks.number("scaled_linear", "beta_end", beta_end, 0.0, expected=expected)
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=table_dtype, device="cpu")
         return cls._of_betas("scaled_linear", roots**2)
 
@@ -117,6 +125,8 @@ class NoiseSchedule(Schedule):
     ) -> NoiseSchedule:
         """Betas on the logistic curve from -6 to 6: Xu et al., arXiv:2203.02923, appendix."""
         _check_arguments("sigmoid", T, table_dtype)
+        beta_start = checks.number("sigmoid", "beta_start", beta_start)
+        beta_end = checks.number("sigmoid", "beta_end", beta_end)
         curve = torch.sigmoid(torch.linspace(-6, 6, T, dtype=table_dtype, device="cpu"))
         return cls._of_betas("sigmoid", curve * (beta_end - beta_start) + beta_start)
 
@@ -357,14 +367,15 @@ class EDMSchedule(Schedule):
         table_dtype: torch.dtype = torch.float64,
     ) -> None:
         _check_arguments("EDMSchedule", T, table_dtype)
-        if not 0.0 < sigma_min < sigma_max < math.inf:
+        for name, value in {
+            "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho, "sigma_data": sigma_data,
+        }.items():  # fmt: skip
+            checks.number("EDMSchedule", name, value, checks.LEAST, expected="positive and finite")
+        if not sigma_min < sigma_max:
             raise ValueError(
                 "EDMSchedule: expected 0 < sigma_min < sigma_max < inf,"
                 f" got {sigma_min} and {sigma_max}"
             )
-        for name, value in (("rho", rho), ("sigma_data", sigma_data)):
-            if not 0.0 < value < math.inf:
-                raise ValueError(f"EDMSchedule: {name} must be positive and finite, got {value}")
         self.sigma_data = sigma_data
         low, high = sigma_min ** (1.0 / rho), sigma_max ** (1.0 / rho)
         ramp = torch.linspace(0.0, 1.0, T, dtype=torch.float64, device="cpu")
@@ -452,11 +463,31 @@ def check_noise_schedule(function: str, schedule: object) -> None:
 
 
 def _check_arguments(function: str, T: int, table_dtype: torch.dtype) -> None:
-    if not isinstance(T, int):
-        raise TypeError(f"{function}: T must be an integer, got {type(T).__name__}")
-    if T < 2:
-        raise ValueError(f"{function}: T must be at least 2, got {T}")
+    checks.integer(function, "T", T, 2)
     _check_table_dtype(function, table_dtype)
+
+
+def _check_tables(function: str, betas: Tensor, alphas_cumprod: Tensor) -> None:
+    for name, table in (("betas", betas), ("alphas_cumprod", alphas_cumprod)):
+        if not isinstance(table, Tensor) or table.dtype not in _TABLE_DTYPES:
+            got = table.dtype if isinstance(table, Tensor) else type(table).__name__
+            raise TypeError(f"{function}: {name} must be a float64 or float32 tensor, got {got}")
+        _check_table_shape(function, name, table)
+    if betas.shape != alphas_cumprod.shape or not (betas.is_cpu and alphas_cumprod.is_cpu):
+        raise ValueError(
+            f"{function}: betas and alphas_cumprod must have one shape and be on the CPU,"
+            f" got {tuple(betas.shape)} on {betas.device}"
+            f" and {tuple(alphas_cumprod.shape)} on {alphas_cumprod.device}"
+        )
+    _check_betas(function, betas)
+    _check_alphas_cumprod(function, alphas_cumprod)
+
+
+def _check_table_shape(function: str, name: str, table: Tensor) -> None:
+    if table.dim() != 1 or len(table) < 2:
+        raise ValueError(
+            f"{function}: {name} must have shape (T,), T at least 2, got {tuple(table.shape)}"
+        )
 
 
 def _check_table_dtype(function: str, table_dtype: torch.dtype) -> None:
@@ -476,10 +507,7 @@ def _given(
     except (TypeError, ValueError, RuntimeError):
         got = type(values).__name__
         raise TypeError(f"{function}: {name} must be a table of numbers, got {got}") from None
-    if table.dim() != 1 or len(table) < 2:
-        raise ValueError(
-            f"{function}: {name} must have shape (T,), T at least 2, got {tuple(table.shape)}"
-        )
+    _check_table_shape(function, name, table)
     return table.detach().to("cpu", table_dtype, copy=True), table.device
 
 

@@ -112,27 +112,92 @@ def use_backend(name: str | None) -> AbstractContextManager[None]:
     return choosing(name)
 
 
-def explain(op: str | Callable[..., Any], *args: Any) -> str:
+# The operators that each public function runs, with some options at least.
+_STEP = ("sampler_step", "sampler_step_out", "guidance_factor", "dynamic_threshold")
+OPERATORS: dict[str, tuple[str, ...]] = {
+    # genkern.random
+    "normal": ("normal",),
+    "uniform": ("uniform",),
+    "split": ("split",),
+    "fold_in": ("fold_in",),
+    "key": (),
+    "new_key": (),
+    # genkern.vae
+    "rsample": ("rsample",),
+    "kl": ("kl",),
+    "rsample_kl": ("rsample_kl",),
+    "bernoulli_nll": ("bernoulli_nll",),
+    "gaussian_nll": ("gaussian_nll",),
+    "elbo_loss": ("bernoulli_nll", "gaussian_nll", "kl"),
+    "kl_weight": (),
+    "active_units": (),
+    "DiagonalGaussian.sample": ("rsample",),
+    "DiagonalGaussian.mode": (),
+    "DiagonalGaussian.kl": ("kl",),
+    "DiagonalGaussian.nll": ("gaussian_nll",),
+    # genkern.diffusion
+    "q_sample": ("affine",),
+    "noise_loss": ("noise_loss", "normal"),
+    "q_posterior": ("affine",),
+    "predict_x0": ("affine",),
+    "score": ("affine",),
+    "ddpm_step": _STEP,
+    "ddim_step": _STEP,
+    "vlb_terms": ("vlb", "normal"),
+    "hybrid_loss": ("vlb", "normal"),
+    "prior_kl": ("noise_loss",),
+    "sample": ("split", "normal", "sampler_step_out", "affine_out"),
+    "EDMSchedule.model_input": ("affine",),
+    # genkern.gan
+    "discriminator_loss": ("discriminator_loss",),
+    "generator_loss": ("generator_loss",),
+    "gradient_penalty": ("gradient_penalty",),
+    "r1_penalty": ("gradient_penalty",),
+    "interpolate": ("interpolate",),
+    "optimal_discriminator": ("optimal_discriminator",),
+    "js_divergence": ("discriminator_loss",),
+    "clip_weights_": (),
+}
+
+
+def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """Tells which backends can run a call, and why the others cannot.
 
     Args:
-        op: An operator's name, such as "rsample_kl", or the public function of that name.
-        args: The call's arguments, or as many tensors of it as are known.
+        op: A public function or its name, such as "rsample_kl", or the name of an operator.
+        args: The call's arguments, or as many tensors of it as are known. Without a tensor, the
+            device of a schedule or a generator counts.
+        kwargs: The call's keyword arguments, likewise.
 
     Returns:
-        One line for the tensors, one a backend in the order of preference.
+        The operators that the function may run, if they are not just the one of its name; then,
+        for each, one line for the tensors and one a backend, in the order of preference.
 
     Raises:
-        ValueError: If there is no such operator.
+        ValueError: If there is no such function or operator, or neither a tensor nor a device.
 
     Example:
         >>> import torch, genkern
         >>> x = torch.zeros(2, 3)
         >>> print(genkern.explain("kl", x, x).splitlines()[0])
         genkern.kl: float32 (2, 3) on cpu, float32 (2, 3) on cpu
+        >>> print(genkern.explain(genkern.gan.r1_penalty, x).splitlines()[0])
+        genkern.r1_penalty runs gradient_penalty
     """
-    name = op if isinstance(op, str) else getattr(op, "__name__", str(op))
-    one_of("explain", "op", name, OPS)
-    if not any(isinstance(a, Tensor) for a in args):
-        raise ValueError(f"explain: expected at least one tensor argument of {name}, got none")
-    return OPS[name].explain(args)
+    name = op if isinstance(op, str) else getattr(op, "__qualname__", repr(op))
+    if name not in OPS:
+        one_of("explain", "op", name, OPERATORS)
+    names = OPERATORS.get(name, (name,))
+    if not names:
+        return f"genkern.{name} runs no operator: it is plain Python, or PyTorch on any device"
+    # A bound method's tensors are its object's.
+    owner = getattr(op, "__self__", None)
+    values = [*args, *kwargs.values(), *(vars(owner).values() if owner is not None else ())]
+    tensors = [a for a in values if isinstance(a, Tensor)]
+    if not tensors:
+        devices = [a.device for a in values if hasattr(a, "device")]
+        if not devices:
+            raise ValueError(f"explain: expected at least one tensor argument of {name}, got none")
+        tensors = [torch.empty(0, device=devices[0])]
+    lines = [] if names == (name,) else [f"genkern.{name} runs {', '.join(names)}"]
+    return "\n".join([*lines, *(OPS[n].explain(tuple(tensors)) for n in names)])

@@ -52,6 +52,8 @@ __all__ = [
 
 _UNITS = ("nats", "bits", "bits/dim")
 
+_transformed = torch._C._functorch.is_functorch_wrapped_tensor
+
 
 def _same_noise(
     key: Tensor | None, noise: Tensor | None, x0: Tensor, dtype: torch.dtype
@@ -572,6 +574,7 @@ def ddim_step(
         tensor([[1.1043, 1.1043]])
     """
     check_schedule("ddim_step", schedule)
+    eta = checks.number("ddim_step", "eta", eta)
     schedule.check_eta("ddim_step", eta)
     clip = clip_bounds("ddim_step", clip_range)
     clipped = clip != NO_CLIP or threshold is not None
@@ -579,7 +582,7 @@ def ddim_step(
         "ddim_step", x_t, pred, t, schedule, key, noise, generator, prev_t, prediction_type, clip,
         threshold, uncond, guidance_scale, guidance_rescale, out,
         build=_coefficients.ddim_step,
-        options=(prediction_type, float(eta), clipped, clipped and use_clipped_model_output),
+        options=(prediction_type, eta, clipped, clipped and use_clipped_model_output),
         learned=None,
         noisy=eta > 0.0,
     )  # fmt: skip
@@ -616,9 +619,14 @@ def _step(
         checks.pair(function, "x_t", x_t, "pred", pred)
     else:
         pred, values = _halves(function, pred, "x_t", x_t, learned)
-    uncond = _guidance(function, x_t, uncond, guidance_scale, guidance_rescale, learned)
+    if uncond is not None or guidance_scale != 1.0 or guidance_rescale != 0.0:
+        guidance_scale = checks.number(function, "guidance_scale", guidance_scale)
+        guidance_rescale = checks.number(
+            function, "guidance_rescale", guidance_rescale, 0.0, 1.0, "in [0, 1]"
+        )
+        uncond = _uncond(function, x_t, uncond, guidance_scale, guidance_rescale, learned)
     if threshold is not None:
-        _check_threshold(function, threshold, clip)
+        threshold = _threshold(function, threshold, clip)
     key, noise = given_noise(function, "x_t", x_t, x_t.shape, key, noise, generator)
     if not noisy or _is_clean(t, prev_t):
         noisy, key, noise = False, None, None
@@ -642,7 +650,7 @@ def _step(
         factor = ops.guidance_factor(pred, uncond, guidance_scale, guidance_rescale)
     if threshold is not None and x_t.numel() > 0:
         limit = ops.dynamic_threshold(
-            x_t, pred, uncond, table, index, factor, guidance_scale, *map(float, threshold)
+            x_t, pred, uncond, table, index, factor, guidance_scale, *threshold
         )
     args = (x_t, pred, values, uncond, key, noise, table, index, factor, limit, guidance_scale)
     if out is None:
@@ -660,39 +668,35 @@ def _is_clean(t: Time, prev_t: Time | None) -> bool:
     return prev_t == 0.0 if isinstance(prev_t, float) else prev_t < 0
 
 
-def _guidance(
+def _uncond(
     function: str,
     x_t: Tensor,
     uncond: Tensor | None,
     guidance_scale: float,
     guidance_rescale: float,
     learned: str | None,
-) -> Tensor | None:
-    if not 0.0 <= guidance_rescale <= 1.0:
-        raise ValueError(f"{function}: guidance_rescale must be in [0, 1], got {guidance_rescale}")
+) -> Tensor:
     if uncond is None:
-        if guidance_scale != 1.0 or guidance_rescale > 0.0:
-            raise ValueError(
-                f"{function}: uncond must be given with guidance_scale {guidance_scale} and"
-                f" guidance_rescale {guidance_rescale}, got None"
-            )
-        return None
+        raise ValueError(
+            f"{function}: uncond must be given with guidance_scale {guidance_scale} and"
+            f" guidance_rescale {guidance_rescale}, got None"
+        )
     if learned is not None and isinstance(uncond, Tensor) and uncond.shape != x_t.shape:
         uncond = _halves(function, uncond, "x_t", x_t, learned, "uncond")[0]
     checks.pair(function, "x_t", x_t, "uncond", uncond)
     return uncond
 
 
-def _check_threshold(
+def _threshold(
     function: str, threshold: tuple[float, float], clip: tuple[float, float]
-) -> None:
+) -> tuple[float, float]:
     if clip != NO_CLIP:
         raise ValueError(f"{function}: expected at most one of clip_range, threshold, got both")
-    ratio, max_value = threshold
+    expected = "(ratio in [0, 1], max_value > 0)"
+    ratio, max_value = checks.two_numbers(function, "threshold", threshold, expected)
     if not (0.0 <= ratio <= 1.0 and max_value > 0.0):
-        raise ValueError(
-            f"{function}: threshold must be (ratio in [0, 1], max_value > 0), got {threshold}"
-        )
+        raise ValueError(f"{function}: threshold must be {expected}, got {threshold}")
+    return ratio, max_value
 
 
 def _check_out(
@@ -707,7 +711,7 @@ def _check_out(
             f" got {out.dtype} of shape {tuple(out.shape)}"
         )
     checks.same_device(function, "out", out, "x_t", x_t)
-    named = {"x_t": x_t, **inputs, "the variance": values}
+    named = {"x_t": x_t, **inputs, "pred's variance": values}
     if torch.is_grad_enabled():
         for name, x in {**named, "out": out}.items():
             if x is not None and x.requires_grad:
@@ -715,31 +719,21 @@ def _check_out(
                     f"{function}: with out no tensor may require grad (use torch.no_grad()),"
                     f" got {name} that does"
                 )
-    if torch.compiler.is_compiling() or type(out) is not Tensor:
+    if torch.compiler.is_compiling() or type(out) is not Tensor or out.is_meta:
         return
-    if any(n > 1 and s == 0 for n, s in zip(out.shape, out.stride(), strict=True)):
-        raise ValueError(f"{function}: out must not be expanded, got strides {out.stride()}")
-    first, last = _memory(out)
+    if any(x is not None and _transformed(x) for x in (out, *named.values())):
+        raise ValueError(
+            f"{function}: out must be None under torch.func's transforms, got a tensor"
+        )
+    checks.own_memory(function, "out", out)
+    in_place = x_t.data_ptr() == out.data_ptr() and x_t.stride() == out.stride()
     for name, x in named.items():
-        if x is None or (name == "x_t" and x.data_ptr() == first and x.stride() == out.stride()):
+        if x is None or (name == "x_t" and in_place) or not checks.share_memory(x, out):
             continue
-        begin, end = _memory(x)
-        if begin < last and first < end:
-            expected = (
-                "be x_t itself or share no memory with it"
-                if name == "x_t"
-                else (f"share no memory with {name}")
-            )
-            raise ValueError(f"{function}: out must {expected}, got overlapping tensors")
-
-
-def _memory(x: Tensor) -> tuple[int, int]:
-    """The addresses from a tensor's first byte to its last."""
-    first = x.data_ptr()
-    if x.numel() == 0:
-        return first, first
-    last = sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
-    return first, first + (last + 1) * x.element_size()
+        expected = f"share no memory with {name}"
+        if name == "x_t":
+            expected = "be x_t itself or share no memory with it"
+        raise ValueError(f"{function}: out must {expected}, got overlapping tensors")
 
 
 def vlb_terms(
@@ -791,7 +785,8 @@ def vlb_terms(
     Note:
         x_t is not formed: only the error of the prediction enters, and the two variances by
         expm1(x) - x, so that a term is never negative by cancellation. The decoder's probability
-        uses the exact normal distribution function, with its tails.
+        uses the exact normal distribution function, with its tails, and for deviations far wider
+        than a bin a series, so that its logarithm keeps its digits at any variance.
 
     Example:
         >>> import torch, genkern
@@ -860,8 +855,9 @@ def hybrid_loss(
     """
     check_noise_schedule("hybrid_loss", schedule)
     checks.one_of("hybrid_loss", "variance_type", variance_type, LEARNED)
-    if not 0.0 <= vlb_weight < math.inf:
-        raise ValueError(f"hybrid_loss: vlb_weight must be at least 0, got {vlb_weight}")
+    vlb_weight = checks.number(
+        "hybrid_loss", "vlb_weight", vlb_weight, 0.0, expected="at least 0 and finite"
+    )
     options = (vlb_weight * len(schedule) / math.log(2.0), 1.0, True)
     kinds = ("epsilon", variance_type)
     return _vlb(

@@ -34,6 +34,9 @@ __all__ = [
 
 # The kinds whose labels can be smoothed.
 _SMOOTHED = ("minimax", "saturating", "non_saturating", "least_squares")
+_BELOW_1 = math.nextafter(1.0, 0.0)
+# From here on a CPU's second pass over a parameter costs more than its share of a joint call saves.
+_LARGE = 8192
 
 
 def _logits(
@@ -107,14 +110,13 @@ def discriminator_loss(
     code = checks.reduction_code(function, reduction)
     checks.one_of(function, "kind", kind, ops.KINDS)
     _logits(function, real_logits, fake_logits, kind, code, reduction)
-    if label_smoothing:
+    if label_smoothing != 0.0:
+        label_smoothing = checks.number(
+            function, "label_smoothing", label_smoothing, 0.0, _BELOW_1, "in [0, 1)"
+        )
         if kind not in _SMOOTHED:
             raise ValueError(
                 f"{function}: label_smoothing must be 0 with kind={kind!r}, got {label_smoothing}"
-            )
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(
-                f"{function}: label_smoothing must be in [0, 1), got {label_smoothing}"
             )
     real, fake = promoted(real_logits, fake_logits)
     return ops.discriminator_loss(real, fake, ops.KINDS[kind], float(label_smoothing), code)  # type: ignore[no-any-return]
@@ -220,9 +222,10 @@ def gradient_penalty(grads: Tensor, *, center: float = 1.0, reduction: str = "me
         >>> genkern.gan.gradient_penalty(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), reduction="sample")
         tensor([16.,  0.])
     """
-    if not 0.0 <= center < math.inf:
-        raise ValueError(f"gradient_penalty: center must be at least 0 and finite, got {center}")
-    return _penalty("gradient_penalty", grads, float(center), 1.0, reduction)
+    center = checks.number(
+        "gradient_penalty", "center", center, 0.0, expected="at least 0 and finite"
+    )
+    return _penalty("gradient_penalty", grads, center, 1.0, reduction)
 
 
 def r1_penalty(grads: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -367,8 +370,10 @@ def js_divergence(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def clip_weights_(params: Tensor | Iterable[Tensor], bound: float) -> None:
     r"""Clips parameters to [-bound, bound] in place: the Lipschitz constraint of the first critic.
 
-    Arjovsky et al., "Wasserstein GAN", arXiv:1701.07875, algorithm 1. One multi-tensor call for
-    all parameters of a device and dtype; on CPUs one call each.
+    Arjovsky et al., "Wasserstein GAN", arXiv:1701.07875, algorithm 1. All parameters of a device
+    and dtype are clipped by two multi-tensor calls of PyTorch, one a bound; on a GPU each is a few
+    kernels, however many parameters there are. On CPUs, where these calls loop over the parameters,
+    the large ones are clipped one by one instead, in one pass over memory and not two.
 
     Args:
         params: Tensors of any shapes, dtypes and devices, such as `critic.parameters()`.
@@ -376,8 +381,8 @@ def clip_weights_(params: Tensor | Iterable[Tensor], bound: float) -> None:
 
     Raises:
         TypeError: If a parameter is not a floating point tensor.
-        ValueError: If the bound is not positive and finite, or a parameter is expanded, so that
-            several elements share their memory. No parameter is changed then.
+        ValueError: If the bound is not positive and finite, or a parameter is expanded or overlaps
+            itself, so that several elements share their memory. No parameter is changed then.
 
     Note:
         Not recorded by autograd. The bound is rounded to the dtype; NaN stays NaN.
@@ -389,22 +394,22 @@ def clip_weights_(params: Tensor | Iterable[Tensor], bound: float) -> None:
         >>> all(p.abs().max() <= 0.01 for p in critic.parameters())
         True
     """
-    if not 0.0 < bound < math.inf:
-        raise ValueError(f"clip_weights_: bound must be positive and finite, got {bound}")
+    bound = checks.number(
+        "clip_weights_", "bound", bound, checks.LEAST, expected="positive and finite"
+    )
+    large: list[Tensor] = []
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for i, x in enumerate((params,) if isinstance(params, Tensor) else params):
-        checks.floating("clip_weights_", f"params[{i}]", x)
-        if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
-            raise ValueError(
-                f"clip_weights_: params[{i}] must have memory for each element,"
-                f" got shape {tuple(x.shape)} with strides {x.stride()}"
-            )
-        groups.setdefault((x.device, x.dtype), []).append(x)
+        name = f"params[{i}]"
+        checks.floating("clip_weights_", name, x)
+        checks.own_memory("clip_weights_", name, x)
+        if x.is_cpu and x.numel() > _LARGE:
+            large.append(x)
+        else:
+            groups.setdefault((x.device, x.dtype), []).append(x)
     with torch.no_grad():
-        for (device, _), tensors in groups.items():
-            if device.type == "cpu":  # no multi-tensor kernels: two passes instead of one
-                for x in tensors:
-                    x.clamp_(-bound, bound)
-            else:
-                torch._foreach_clamp_min_(tensors, -bound)
-                torch._foreach_clamp_max_(tensors, bound)
+        for tensors in groups.values():
+            torch._foreach_clamp_min_(tensors, -bound)
+            torch._foreach_clamp_max_(tensors, bound)
+        for x in large:
+            x.clamp_(-bound, bound)

@@ -42,10 +42,7 @@ def key(seed: int, *, device: torch.device | str | None = None) -> Tensor:
         >>> genkern.random.key(42)
         tensor([42,  0], dtype=torch.uint64)
     """
-    if not isinstance(seed, int):
-        raise TypeError(f"key: seed must be an integer, got {type(seed).__name__}")
-    if not -(2**63) <= seed < _WORDS:
-        raise ValueError(f"key: seed must be in [-2**63, 2**64), got {seed}")
+    seed = checks.integer("key", "seed", seed, -(2**63), _WORDS - 1, "in [-2**63, 2**64)")
     return torch.tensor([seed % _WORDS, 0], dtype=torch.uint64, device=device)
 
 
@@ -70,6 +67,7 @@ def new_key(
         uint64 of shape (2,), or (B, 2).
 
     Raises:
+        TypeError: If batch is not an integer, or generator not a torch.Generator.
         ValueError: If batch is negative.
 
     Example:
@@ -78,8 +76,10 @@ def new_key(
         >>> genkern.random.new_key(3).shape
         torch.Size([3, 2])
     """
-    if batch is not None and batch < 0:
-        raise ValueError(f"new_key: batch must be at least 0, got {batch}")
+    if batch is not None:
+        batch = checks.integer("new_key", "batch", batch, 0)
+    if generator is not None:
+        checks.generator("new_key", generator)
     drawn_on = device if generator is None else generator.device
     words = torch.randint(
         -(2**63),
@@ -108,7 +108,7 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         The keys, (num, 2) or (num, B, 2), of the key's dtype.
 
     Raises:
-        TypeError: If key is not an integer tensor of 64 bits.
+        TypeError: If key is not an integer tensor of 64 bits, or num not an integer.
         ValueError: If the key's shape is wrong or num is negative.
 
     Example:
@@ -118,9 +118,7 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         (tensor([0.0611, 0.2785]), tensor([-1.0427,  1.2758]))
     """
     checks.key_words("split", key)
-    if num < 0:
-        raise ValueError(f"split: num must be at least 0, got {num}")
-    return ops.split(key, num)  # type: ignore[no-any-return]
+    return ops.split(key, checks.integer("split", "num", num, 0))  # type: ignore[no-any-return]
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
@@ -128,15 +126,15 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
     Args:
         key: uint64 or int64, (2,) or (B, 2).
-        data: An integer, or an int64 tensor () or (B,). (B,) with a (2,) key gives one key an
-            item.
+        data: An integer in [-2^63, 2^63), or an int64 tensor () or (B,). (B,) with a (2,) key
+            gives one key an item.
 
     Returns:
         The key, (2,), or (B, 2).
 
     Raises:
         TypeError: If key or data is of the wrong type.
-        ValueError: If the shapes are wrong.
+        ValueError: If the shapes are wrong, or an integer is out of range.
 
     Example:
         >>> import torch, genkern
@@ -145,11 +143,13 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         torch.Size([3, 2])
     """
     checks.key_words("fold_in", key)
-    if isinstance(data, int):
-        data = torch.full((), data, dtype=torch.int64, device=key.device)
     if not isinstance(data, Tensor):
-        raise TypeError(f"fold_in: data must be an integer or a tensor, got {type(data).__name__}")
-    if data.dtype != torch.int64:
+        if type(data) is not int and (isinstance(data, bool) or not hasattr(data, "__index__")):
+            got = type(data).__name__
+            raise TypeError(f"fold_in: data must be an integer or a tensor, got {got}")
+        data = checks.integer("fold_in", "data", data, -(2**63), 2**63 - 1, "in [-2**63, 2**63)")
+        data = torch.full((), data, dtype=torch.int64, device=key.device)
+    elif data.dtype != torch.int64:
         raise TypeError(f"fold_in: data must be int64, got {data.dtype}")
     if data.dim() > 1 or (key.dim() == 2 and data.dim() == 1 and len(data) != len(key)):
         raise ValueError(
@@ -161,16 +161,15 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
 
 def _shape(function: str, key: Tensor, sizes: tuple[int | tuple[int, ...], ...]) -> list[int]:
-    shape = list(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else list(sizes)
     checks.key_words(function, key)
-    if any(n < 0 for n in shape):  # type: ignore[operator]
-        raise ValueError(f"{function}: sizes must be at least 0, got {tuple(shape)}")
+    given = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    shape = checks.sizes(function, "sizes", given, "at least 0")
     if key.dim() == 2 and (not shape or shape[0] != key.shape[0]):
         raise ValueError(
             f"{function}: with a key of shape {tuple(key.shape)} the first size must be"
             f" {key.shape[0]}, got {tuple(shape)}"
         )
-    return shape  # type: ignore[return-value]
+    return shape
 
 
 def _dtype(function: str, dtype: torch.dtype | None) -> torch.dtype:
@@ -196,7 +195,7 @@ def normal(key: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
         The numbers, on the key's device.
 
     Raises:
-        TypeError: If the key or dtype is of the wrong type.
+        TypeError: If the key, a size or dtype is of the wrong type.
         ValueError: If the key's or the output's shape is wrong.
 
     Note:
@@ -228,7 +227,7 @@ def uniform(key: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tenso
         times 2^-53), exactly. Rounded to bfloat16 and float16 they can reach 1.
 
     Raises:
-        TypeError: If the key or dtype is of the wrong type.
+        TypeError: If the key, a size or dtype is of the wrong type.
         ValueError: If the key's or the output's shape is wrong.
 
     Example:

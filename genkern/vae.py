@@ -10,14 +10,17 @@ is 0. Mixed dtypes are promoted as torch does. docs/vae.md has the mathematics.
 from __future__ import annotations
 
 import math
+import numbers
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from genkern._arguments import noise_source, promoted
+from genkern._arguments import given_noise, noise_source, promoted
 from genkern._ops import checks
 from genkern._ops import vae as ops
+from genkern._ops.elements import BATCHMEAN, batch
+from genkern.random import new_key
 
 __all__ = [
     "DiagonalGaussian",
@@ -34,44 +37,49 @@ __all__ = [
 
 _NO_CLAMP = (-math.inf, math.inf)
 
+# What a number may be: its bounds and their text.
+_FREE_BITS = (0.0, checks.GREATEST, "at least 0 and finite")
+# sigma and its reciprocal are normal numbers of the arithmetic, float32 or float64.
+_SIGMA = (2.0**-126, 2.0**126, "in [2**-126, 2**126]")
+_SIGMA64 = (2.0**-1022, 2.0**1022, "in [2**-1022, 2**1022]")
+
 
 def _clamp(function: str, logvar_clamp: tuple[float, float] | None) -> tuple[float, float]:
     if logvar_clamp is None:
         return _NO_CLAMP
-    low, high = logvar_clamp
+    low, high = checks.two_numbers(function, "logvar_clamp", logvar_clamp, "(low, high)")
     if not low <= high:
         raise ValueError(f"{function}: logvar_clamp must be (low, high), got {logvar_clamp}")
-    return float(low), float(high)
+    return low, high
 
 
 def _prior(
     function: str, name: str, prior: Tensor | float | None, mu: Tensor
 ) -> tuple[Tensor | None, float]:
-    """A prior parameter as the operators take it: a tensor in mu's shape, or a number."""
+    """A prior's parameter: a tensor, not yet in mu's shape, or a number."""
     if prior is None:
         return None, 0.0
-    if not isinstance(prior, Tensor):
-        if isinstance(prior, (int, float)):
-            return None, float(prior)
-        got = type(prior).__name__
-        raise TypeError(f"{function}: {name} must be a tensor or a number, got {got}")
-    checks.floating(function, name, prior)
-    checks.same_device(function, name, prior, "mu", mu)
-    if prior.shape == mu.shape:
+    if isinstance(prior, Tensor):
+        checks.floating(function, name, prior)
+        checks.same_device(function, name, prior, "mu", mu)
         return prior, 0.0
+    if isinstance(prior, numbers.Real) and not isinstance(prior, bool):
+        return None, float(prior)
+    got = type(prior).__name__
+    raise TypeError(f"{function}: {name} must be a tensor or a number, got {got}")
+
+
+def _expanded(function: str, name: str, prior: Tensor, mu: Tensor) -> Tensor:
+    """The tensor in mu's shape: after the promotion, in which 0-d tensors do not count."""
+    if prior.shape == mu.shape:
+        return prior
     try:
-        return prior.expand(mu.shape), 0.0
+        return prior.expand(mu.shape)
     except RuntimeError:
         raise ValueError(
             f"{function}: {name} must broadcast to mu's shape {tuple(mu.shape)},"
             f" got {tuple(prior.shape)}"
         ) from None
-
-
-def _free_bits(function: str, free_bits: float) -> float:
-    if not free_bits >= 0.0:
-        raise ValueError(f"{function}: free_bits must be at least 0, got {free_bits}")
-    return float(free_bits)
 
 
 def rsample(
@@ -132,8 +140,8 @@ def _rsample(
     clamp: tuple[float, float],
 ) -> Tensor:
     checks.pair("rsample", "mu", mu, "logvar", logvar)
-    if num_samples is not None and num_samples < 0:
-        raise ValueError(f"rsample: num_samples must be at least 0, got {num_samples}")
+    if num_samples is not None:
+        num_samples = checks.integer("rsample", "num_samples", num_samples, 0)
     shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
     key, noise = noise_source("rsample", "mu", mu, shape, key, noise, generator)
     mu, logvar, noise = promoted(mu, logvar, noise)  # type: ignore[assignment]
@@ -191,9 +199,17 @@ def kl(
     checks.pair("kl", "mu", mu, "logvar", logvar)
     prior_mu, mean = _prior("kl", "prior_mu", prior_mu, mu)
     prior_logvar, log_variance = _prior("kl", "prior_logvar", prior_logvar, mu)
-    options = (_free_bits("kl", free_bits), *_clamp("kl", logvar_clamp), code)
-    tensors = promoted(mu, logvar, prior_mu, prior_logvar)
-    return ops.kl(*tensors, mean, log_variance, *options)  # type: ignore[no-any-return]
+    options = (
+        checks.number("kl", "free_bits", free_bits, *_FREE_BITS),
+        *_clamp("kl", logvar_clamp),
+        code,
+    )
+    mu, logvar, prior_mu, prior_logvar = promoted(mu, logvar, prior_mu, prior_logvar)  # type: ignore[assignment]
+    if prior_mu is not None:
+        prior_mu = _expanded("kl", "prior_mu", prior_mu, mu)
+    if prior_logvar is not None:
+        prior_logvar = _expanded("kl", "prior_logvar", prior_logvar, mu)
+    return ops.kl(mu, logvar, prior_mu, prior_logvar, mean, log_variance, *options)  # type: ignore[no-any-return]
 
 
 def rsample_kl(
@@ -252,13 +268,23 @@ def rsample_kl(
     prior_mu, mean = _prior("rsample_kl", "prior_mu", prior_mu, mu)
     prior_logvar, log_variance = _prior("rsample_kl", "prior_logvar", prior_logvar, mu)
     options = (
-        _free_bits("rsample_kl", free_bits),
+        checks.number("rsample_kl", "free_bits", free_bits, *_FREE_BITS),
         *_clamp("rsample_kl", logvar_clamp),
         code,
     )
-    key, noise = noise_source("rsample_kl", "mu", mu, mu.shape, key, noise, generator)
-    *tensors, noise = promoted(mu, logvar, prior_mu, prior_logvar, noise)
-    return ops.rsample_kl(*tensors, key, noise, mean, log_variance, *options)  # type: ignore[no-any-return]
+    key, noise = given_noise("rsample_kl", "mu", mu, mu.shape, key, noise, generator)
+    mu, logvar, prior_mu, prior_logvar, noise = promoted(  # type: ignore[assignment]
+        mu, logvar, prior_mu, prior_logvar, noise
+    )
+    if prior_mu is not None:
+        prior_mu = _expanded("rsample_kl", "prior_mu", prior_mu, mu)
+    if prior_logvar is not None:
+        prior_logvar = _expanded("rsample_kl", "prior_logvar", prior_logvar, mu)
+    if key is None and noise is None:
+        key = new_key(device=mu.device, generator=generator)
+    return ops.rsample_kl(  # type: ignore[no-any-return]
+        mu, logvar, prior_mu, prior_logvar, key, noise, mean, log_variance, *options
+    )
 
 
 def bernoulli_nll(logits: Tensor, x: Tensor, *, reduction: str = "batchmean") -> Tensor:
@@ -305,7 +331,8 @@ def gaussian_nll(
     Args:
         x_hat: The decoder's mean, (B, ...).
         x: Data in x_hat's shape. Differentiable.
-        sigma: The decoder's standard deviation.
+        sigma: The decoder's standard deviation, in [2^-126, 2^126] (float64: [2^-1022, 2^1022]):
+            where it and its reciprocal are normal numbers of the arithmetic.
         reduction: As in :func:`kl`.
 
     Returns:
@@ -313,8 +340,8 @@ def gaussian_nll(
 
     Raises:
         TypeError: If a tensor is not floating point.
-        ValueError: If shapes or devices disagree, sigma is not positive and finite, or the
-            reduction is unknown.
+        ValueError: If shapes or devices disagree, sigma is out of range, or the reduction is
+            unknown.
 
     Note:
         Deterministic as :func:`kl` is.
@@ -326,9 +353,10 @@ def gaussian_nll(
     """
     code = checks.reduction_code("gaussian_nll", reduction)
     checks.pair("gaussian_nll", "x_hat", x_hat, "x", x)
-    if not 0.0 < sigma < math.inf:
-        raise ValueError(f"gaussian_nll: sigma must be positive and finite, got {sigma}")
-    return ops.gaussian_nll(*promoted(x_hat, x), None, float(sigma), *_NO_CLAMP, code)  # type: ignore[no-any-return]
+    x_hat, x = promoted(x_hat, x)  # type: ignore[assignment]
+    bounds = _SIGMA64 if x_hat.dtype == torch.float64 else _SIGMA
+    sigma = checks.number("gaussian_nll", "sigma", sigma, *bounds)
+    return ops.gaussian_nll(x_hat, x, None, sigma, *_NO_CLAMP, code)  # type: ignore[no-any-return]
 
 
 class Elbo(NamedTuple):
@@ -360,10 +388,10 @@ def elbo_loss(
     Args:
         x_hat: The decoder's output, (B, ...): logits for "bernoulli", means for "gaussian".
         x: Data in x_hat's shape.
-        mu: Posterior mean, (B, ...).
+        mu: Posterior mean, (B, ...), with the B of x_hat.
         logvar: Posterior log-variance, in mu's shape.
         likelihood: "bernoulli" or "gaussian".
-        sigma: Standard deviation of the Gaussian decoder.
+        sigma: Standard deviation of the Gaussian decoder, as in :func:`gaussian_nll`.
         beta: Weight of the KL; see :func:`kl_weight` for annealing.
         free_bits: Least KL of a coordinate, as in :func:`kl`.
 
@@ -384,11 +412,26 @@ def elbo_loss(
         Elbo(loss=tensor(1.8863), nll=tensor(1.3863), kl=tensor(1.))
     """
     checks.one_of("elbo_loss", "likelihood", likelihood, ("bernoulli", "gaussian"))
+    checks.pair("elbo_loss", "x_hat", x_hat, "x", x)
+    checks.pair("elbo_loss", "mu", mu, "logvar", logvar)
+    checks.same_device("elbo_loss", "x_hat", x_hat, "mu", mu)
+    if batch(x_hat) != batch(mu):
+        raise ValueError(
+            "elbo_loss: x_hat and mu must have one batch size,"
+            f" got shapes {tuple(x_hat.shape)} and {tuple(mu.shape)}"
+        )
+    x_hat, x = promoted(x_hat, x)  # type: ignore[assignment]
+    bounds = _SIGMA64 if x_hat.dtype == torch.float64 else _SIGMA
+    sigma = checks.number("elbo_loss", "sigma", sigma, *bounds)
+    free_bits = checks.number("elbo_loss", "free_bits", free_bits, *_FREE_BITS)
+    if not isinstance(beta, Tensor):
+        beta = checks.number("elbo_loss", "beta", beta)
     if likelihood == "bernoulli":
-        nll = bernoulli_nll(x_hat, x)
+        nll = ops.bernoulli_nll(x_hat, x, BATCHMEAN)
     else:
-        nll = gaussian_nll(x_hat, x, sigma=sigma)
-    divergence = kl(mu, logvar, free_bits=free_bits)
+        nll = ops.gaussian_nll(x_hat, x, None, sigma, *_NO_CLAMP, BATCHMEAN)
+    mu, logvar = promoted(mu, logvar)  # type: ignore[assignment]
+    divergence = ops.kl(mu, logvar, None, None, 0.0, 0.0, free_bits, *_NO_CLAMP, BATCHMEAN)
     return Elbo(nll + beta * divergence, nll, divergence)
 
 
@@ -410,6 +453,7 @@ def kl_weight(step: float, *, warmup: float, kind: str = "linear", cycles: int =
         The weight, in [0, 1].
 
     Raises:
+        TypeError: If step or warmup is not a number, or cycles not an integer.
         ValueError: If an option is not valid.
 
     Example:
@@ -418,11 +462,9 @@ def kl_weight(step: float, *, warmup: float, kind: str = "linear", cycles: int =
         [0.0, 0.5, 1.0]
     """
     checks.one_of("kl_weight", "kind", kind, ("linear", "cosine", "sigmoid", "cyclical"))
-    if not warmup > 0:
-        raise ValueError(f"kl_weight: warmup must be positive, got {warmup}")
-    if not step >= 0:
-        raise ValueError(f"kl_weight: step must be at least 0, got {step}")
-    if cycles < 1 or (cycles > 1 and kind != "cyclical"):
+    checks.number("kl_weight", "warmup", warmup, checks.LEAST, math.inf, "positive")
+    checks.number("kl_weight", "step", step, 0, math.inf, "at least 0")
+    if cycles != 1 and (checks.integer("kl_weight", "cycles", cycles) < 1 or kind != "cyclical"):
         raise ValueError(
             f"kl_weight: cycles must be at least 1, and 1 unless kind is cyclical,"
             f" got {cycles} with {kind}"
@@ -454,8 +496,8 @@ def active_units(mu: Tensor, *, threshold: float = 0.01) -> Tensor:
         bool, of shape mu.shape[1:].
 
     Raises:
-        TypeError: If mu is not floating point.
-        ValueError: If mu has fewer than two samples.
+        TypeError: If mu is not floating point, or threshold not a number.
+        ValueError: If mu has fewer than two samples, or threshold is not finite.
 
     Example:
         >>> import torch, genkern
@@ -468,6 +510,7 @@ def active_units(mu: Tensor, *, threshold: float = 0.01) -> Tensor:
         raise ValueError(
             f"active_units: mu must have at least 2 samples in dim 0, got {tuple(mu.shape)}"
         )
+    threshold = checks.number("active_units", "threshold", threshold)
     wide = mu if mu.dtype == torch.float64 else mu.float()
     return wide.var(dim=0) > threshold
 
@@ -527,6 +570,8 @@ class DiagonalGaussian:
 
     def kl(self, other: DiagonalGaussian | None = None, reduction: str = "sample") -> Tensor:
         """KL divergence in nats from `other`, or from N(0, 1); by default one a sample, (B,)."""
+        if other is not None and not isinstance(other, DiagonalGaussian):
+            raise TypeError(f"kl: other must be a DiagonalGaussian, got {type(other).__name__}")
         clamp = None if self._clamp == _NO_CLAMP else self._clamp
         prior = (None, None) if other is None else (other.mean, other.logvar)
         return kl(self.mean, self._logvar, *prior, logvar_clamp=clamp, reduction=reduction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -160,6 +161,29 @@ def test_info():
     assert any(line.startswith("  reference ") and "ready" in line for line in lines)
     for variable in ("GENKERN_BACKEND", "GENKERN_CPU_CAPABILITY", "GENKERN_BUILD"):
         assert any(variable in line for line in lines)
+
+
+def test_info_says_what_the_variables_are(monkeypatch):
+    monkeypatch.setenv("GENKERN_BACKEND", "bogus")
+    monkeypatch.setenv("GENKERN_CPU_CAPABILITY", "avx2")
+    monkeypatch.setenv("GENKERN_BUILD", "")
+    assert genkern.info().splitlines()[-3:] == [
+        "  GENKERN_BACKEND         bogus     is not native, triton or reference:"
+        " the backend of every call",
+        "  GENKERN_CPU_CAPABILITY  avx2      baseline, avx2 or avx512:"
+        " the most the CPU kernels may use",
+        "  GENKERN_BUILD           unset     auto, none, cpu or cuda: what an install builds",
+    ]
+
+
+def test_the_public_namespace():
+    """Nothing leaks from the package's own imports but its modules."""
+    names = {name for name in vars(genkern) if not name.startswith("_")}
+    modules = {name for name in names if inspect.ismodule(getattr(genkern, name))}
+    families = {"random", "vae", "diffusion", "gan"}
+    assert names - modules == {"explain", "info", "use_backend"}
+    assert families <= modules <= families | {"backends", "testing", "integrations"}
+    assert all(getattr(genkern, name).__name__ == f"genkern.{name}" for name in modules)
 
 
 def test_info_command():

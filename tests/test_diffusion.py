@@ -431,6 +431,18 @@ def test_no_noise_is_drawn_where_none_is_added():
     assert not torch.equal(first, ddpm_step(x, pred, 7, SCHEDULE))
 
 
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_no_noise_is_added_at_the_last_step_whatever_it_is(dtype):
+    """A step's tensor says what its integer says, where noise or learned variance overflow."""
+    x, pred = tensors(2, dtype)
+    pred = torch.cat((pred, torch.full_like(pred, 3000.0)), dim=1)
+    last = torch.zeros(len(x), dtype=torch.int64)
+    want = ddpm_step(x, pred, 0, SCHEDULE, variance_type="learned")
+    for source in ({"key": key(1)}, {"noise": torch.full_like(x, math.inf)}):
+        got = ddpm_step(x, pred, last, SCHEDULE, variance_type="learned", **source)
+        assert torch.isfinite(got).all() and torch.equal(got, want)
+
+
 def test_out_and_in_place():
     x, pred, uncond = tensors(3, F32)
     for step, options in (
@@ -450,6 +462,11 @@ def test_out_and_in_place():
     strided = torch.empty(4, 5, 3, 2).permute(0, 3, 2, 1)
     ddim_step(x, pred, 20, SCHEDULE, out=strided)
     assert torch.equal(strided, ddim_step(x, pred, 20, SCHEDULE))
+    # The other half of the same memory is disjoint, though its addresses lie in between.
+    shared = torch.cat((x, x), 1)
+    first, second = shared.chunk(2, 1)
+    ddim_step(first, pred, 20, SCHEDULE, out=second)
+    assert same_bits(first, x) and same_bits(second, ddim_step(x, pred, 20, SCHEDULE))
     # The halves of a network's output are read where they are.
     both = torch.cat((pred, uncond), 1)
     inside = x.clone()

@@ -320,7 +320,7 @@ ERRORS = [
     (
         lambda: hybrid_loss(TWICE, X, 3, S, key=K, vlb_weight=-1.0),
         ValueError,
-        "hybrid_loss: vlb_weight must be at least 0, got -1.0",
+        "hybrid_loss: vlb_weight must be at least 0 and finite, got -1.0",
     ),
     (
         lambda: noise_loss(X, X, 3, S, key=K, weighting="snr"),
@@ -366,6 +366,82 @@ ERRORS = [
         lambda: ddim_step(X, X, 3, S, clip_range=(1.0, 0.0)),
         ValueError,
         "ddim_step: clip_range must be c > 0 or (low, high), got (1.0, 0.0)",
+    ),
+    (
+        lambda: ddpm_step(X, X, 3, S, clip_range=(1, 2, 3)),
+        ValueError,
+        "ddpm_step: clip_range must be c > 0 or (low, high), got (1, 2, 3)",
+    ),
+    (
+        lambda: ddim_step(X, X, 3, S, clip_range=torch.tensor(1.0)),
+        TypeError,
+        "ddim_step: clip_range must be c > 0 or (low, high), got Tensor",
+    ),
+    (
+        lambda: vlb_terms(X, X, 3, S, key=K, clip_range="ab"),
+        TypeError,
+        "vlb_terms: clip_range must be c > 0 or (low, high), got str",
+    ),
+    (
+        lambda: ddpm_step(X, X, 3, S, clip_range=(-1.0, "1")),
+        TypeError,
+        "ddpm_step: clip_range must be c > 0 or (low, high) of numbers, got (-1.0, '1')",
+    ),
+    (
+        lambda: ddpm_step(X, X, 3, S, threshold=0.9),
+        TypeError,
+        "ddpm_step: threshold must be (ratio in [0, 1], max_value > 0), got float",
+    ),
+    (
+        lambda: ddim_step(X, X, 3, S, threshold=(0.9,)),
+        ValueError,
+        "ddim_step: threshold must be (ratio in [0, 1], max_value > 0), got (0.9,)",
+    ),
+    (
+        lambda: ddim_step(X, X, 3, S, eta="0.5"),
+        TypeError,
+        "ddim_step: eta must be a number, got str",
+    ),
+    (
+        lambda: ddim_step(X, X, 3, S, eta=math.nan),
+        ValueError,
+        "ddim_step: eta must be finite, got nan",
+    ),
+    (
+        lambda: ddpm_step(X, X, 3, S, uncond=X, guidance_scale="3"),
+        TypeError,
+        "ddpm_step: guidance_scale must be a number, got str",
+    ),
+    (
+        lambda: ddpm_step(X, X, 3, S, uncond=X, guidance_scale=math.nan),
+        ValueError,
+        "ddpm_step: guidance_scale must be finite, got nan",
+    ),
+    (
+        lambda: ddim_step(X, X, 3, S, uncond=X, guidance_scale=math.inf),
+        ValueError,
+        "ddim_step: guidance_scale must be finite, got inf",
+    ),
+    (
+        lambda: ddim_step(X, X, 3, S, uncond=X, guidance_rescale="1"),
+        TypeError,
+        "ddim_step: guidance_rescale must be a number, got str",
+    ),
+    (
+        lambda: hybrid_loss(TWICE, X, 3, S, key=K, vlb_weight=None),
+        TypeError,
+        "hybrid_loss: vlb_weight must be a number, got NoneType",
+    ),
+    (
+        lambda: q_sample(X, 3, S, generator=5),
+        TypeError,
+        "q_sample: generator must be a torch.Generator, got int",
+    ),
+    (
+        lambda: q_sample(X[0, 0, 0], 3, S, key=split(K, 0)),
+        ValueError,
+        "q_sample: keys, one a sample, must have shape (2,) where the data has no dimension,"
+        " got (0, 2)",
     ),
     (
         lambda: ddpm_step(X, X, 3, S, clip_range=1.0, threshold=(0.9, 1.0)),
@@ -455,12 +531,24 @@ ERRORS = [
     (
         lambda: ddpm_step(X, TWICE, 3, S, variance_type="learned", key=K, out=TWICE[:, 3:]),
         ValueError,
-        "ddpm_step: out must share no memory with pred, got overlapping tensors",
+        "ddpm_step: out must share no memory with pred's variance, got overlapping tensors",
     ),
     (
         lambda: ddim_step(X, X, 3, S, out=MEMORY[:1].expand(4, 3, 2)),
         ValueError,
-        "ddim_step: out must not be expanded, got strides (0, 0, 0)",
+        "ddim_step: out must have memory for each element,"
+        " got shape (4, 3, 2) with strides (0, 0, 0)",
+    ),
+    (
+        lambda: ddim_step(X, X, 3, S, out=MEMORY.as_strided((4, 3, 2), (1, 1, 4))),
+        ValueError,
+        "ddim_step: out must have memory for each element,"
+        " got shape (4, 3, 2) with strides (1, 1, 4)",
+    ),
+    (
+        lambda: torch.func.vmap(lambda x: ddim_step(x, x, 3, S, out=x))(X),
+        ValueError,
+        "ddim_step: out must be None under torch.func's transforms, got a tensor",
     ),
     (
         lambda: ddim_step(X, NEEDS, 3, S, out=PART),
@@ -478,6 +566,37 @@ ERRORS = [
         lambda: sample(model, (2, -3), S),
         ValueError,
         "sample: shape must be (B, ...), got (2, -3)",
+    ),
+    (
+        lambda: sample(model, (5.0, 3), S),
+        TypeError,
+        "sample: shape must be a sequence of integers, got (5.0, 3)",
+    ),
+    (lambda: sample(model, 5, S), TypeError, "sample: shape must be a sequence of integers, got 5"),
+    (
+        lambda: sample(model, (2,), S, variance_type="learned"),
+        ValueError,
+        "sample: shape must be (B, C, ...) with variance_type learned, got (2,)",
+    ),
+    (
+        lambda: sample(lambda x, t: (x,), (2, 3), S, key=K, progress=False),
+        TypeError,
+        "sample: the model's output must be a tensor, got tuple",
+    ),
+    (
+        lambda: sample(model, (2, 3), S, num_steps=10.0),
+        TypeError,
+        "sample: num_steps must be an integer, got float",
+    ),
+    (
+        lambda: sample(model, (2, 3), S, sampler="ddim", eta="0"),
+        TypeError,
+        "sample: eta must be a number, got str",
+    ),
+    (
+        lambda: sample(model, (2, 3), S, generator=5),
+        TypeError,
+        "sample: generator must be a torch.Generator, got int",
     ),
     (
         lambda: sample(model, (2, 3), S, num_steps=1001),

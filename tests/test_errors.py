@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 
@@ -10,6 +11,7 @@ import torch
 from support import NO_CLAMP, skip_unless_usable
 
 import genkern
+from genkern._ops import checks
 from genkern._ops.op import BACKENDS, OPS
 from genkern.gan import (
     clip_weights_,
@@ -54,6 +56,40 @@ ERRORS = [
         lambda: key(-(2**63) - 1),
         ValueError,
         f"key: seed must be in [-2**63, 2**64), got {-(2**63) - 1}",
+    ),
+    (lambda: key(True), TypeError, "key: seed must be an integer, got bool"),
+    (lambda: new_key(2.0), TypeError, "new_key: batch must be an integer, got float"),
+    (
+        lambda: new_key(generator=5),
+        TypeError,
+        "new_key: generator must be a torch.Generator, got int",
+    ),
+    (lambda: split(K, 2.0), TypeError, "split: num must be an integer, got float"),
+    (lambda: split(K, X[0, 0]), TypeError, "split: num must be an integer, got Tensor"),
+    (
+        lambda: fold_in(K, True),
+        TypeError,
+        "fold_in: data must be an integer or a tensor, got bool",
+    ),
+    (
+        lambda: fold_in(K, 2**63),
+        ValueError,
+        f"fold_in: data must be in [-2**63, 2**63), got {2**63}",
+    ),
+    (
+        lambda: normal(K, 2.5),
+        TypeError,
+        "normal: sizes must be a sequence of integers, got (2.5,)",
+    ),
+    (
+        lambda: normal(K, 2, (3,)),
+        TypeError,
+        "normal: sizes must be a sequence of integers, got (2, (3,))",
+    ),
+    (
+        lambda: uniform(K, (2, True)),
+        TypeError,
+        "uniform: sizes must be a sequence of integers, got (2, True)",
     ),
     (lambda: new_key(-1), ValueError, "new_key: batch must be at least 0, got -1"),
     (lambda: split([0, 1]), TypeError, "split: key must be a tensor, got list"),
@@ -144,6 +180,22 @@ ERRORS = [
         "rsample: keys, one a sample, must have shape (2, 2), got (3, 2)",
     ),
     (
+        lambda: rsample(X[0, 0], X[0, 0], key=split(K, 0)),
+        ValueError,
+        "rsample: keys, one a sample, must have shape (2,) where the data has no dimension,"
+        " got (0, 2)",
+    ),
+    (
+        lambda: rsample(X, X, generator=5),
+        TypeError,
+        "rsample: generator must be a torch.Generator, got int",
+    ),
+    (
+        lambda: rsample(X, X, num_samples=2.0),
+        TypeError,
+        "rsample: num_samples must be an integer, got float",
+    ),
+    (
         lambda: rsample(X, X, num_samples=-1),
         ValueError,
         "rsample: num_samples must be at least 0, got -1",
@@ -207,11 +259,41 @@ ERRORS = [
         ValueError,
         "rsample_kl: prior_mu and mu must be on one device, got meta and cpu",
     ),
-    (lambda: kl(X, X, free_bits=-0.1), ValueError, "kl: free_bits must be at least 0, got -0.1"),
+    (
+        lambda: kl(X, X, free_bits=-0.1),
+        ValueError,
+        "kl: free_bits must be at least 0 and finite, got -0.1",
+    ),
     (
         lambda: kl(X, X, free_bits=INF - INF),
         ValueError,
-        "kl: free_bits must be at least 0, got nan",
+        "kl: free_bits must be at least 0 and finite, got nan",
+    ),
+    (
+        lambda: kl(X, X, free_bits="0.1"),
+        TypeError,
+        "kl: free_bits must be a number, got str",
+    ),
+    (lambda: kl(X, X, True), TypeError, "kl: prior_mu must be a tensor or a number, got bool"),
+    (
+        lambda: kl(X, X, logvar_clamp=3.0),
+        TypeError,
+        "kl: logvar_clamp must be (low, high), got float",
+    ),
+    (
+        lambda: kl(X, X, logvar_clamp=(-1.0, 0.0, 1.0)),
+        ValueError,
+        "kl: logvar_clamp must be (low, high), got (-1.0, 0.0, 1.0)",
+    ),
+    (
+        lambda: rsample_kl(X, X, logvar_clamp=("a", 1.0)),
+        TypeError,
+        "rsample_kl: logvar_clamp must be (low, high) of numbers, got ('a', 1.0)",
+    ),
+    (
+        lambda: rsample_kl(X, X, logvar_clamp=(-1.0, INF - INF)),
+        ValueError,
+        "rsample_kl: logvar_clamp must be (low, high), got (-1.0, nan)",
     ),
     (
         lambda: kl(X, X, logvar_clamp=(1.0, -1.0)),
@@ -221,12 +303,37 @@ ERRORS = [
     (
         lambda: gaussian_nll(X, X, sigma=0.0),
         ValueError,
-        "gaussian_nll: sigma must be positive and finite, got 0.0",
+        "gaussian_nll: sigma must be in [2**-126, 2**126], got 0.0",
     ),
     (
         lambda: gaussian_nll(X, X, sigma=INF),
         ValueError,
-        "gaussian_nll: sigma must be positive and finite, got inf",
+        "gaussian_nll: sigma must be in [2**-126, 2**126], got inf",
+    ),
+    (
+        lambda: gaussian_nll(X, X, sigma="1"),
+        TypeError,
+        "gaussian_nll: sigma must be a number, got str",
+    ),
+    (
+        lambda: gaussian_nll(X, X, sigma=torch.tensor(1.0)),
+        TypeError,
+        "gaussian_nll: sigma must be a number, got Tensor",
+    ),
+    (
+        lambda: gaussian_nll(X, X, sigma=1e-40),
+        ValueError,
+        "gaussian_nll: sigma must be in [2**-126, 2**126], got 1e-40",
+    ),
+    (
+        lambda: gaussian_nll(X.half(), X.half(), sigma=1e39),
+        ValueError,
+        "gaussian_nll: sigma must be in [2**-126, 2**126], got 1e+39",
+    ),
+    (
+        lambda: gaussian_nll(X.double(), X, sigma=1e-308),
+        ValueError,
+        "gaussian_nll: sigma must be in [2**-1022, 2**1022], got 1e-308",
     ),
     (
         lambda: gaussian_nll(X, X[:1]),
@@ -247,6 +354,61 @@ ERRORS = [
         lambda: elbo_loss(X, X, X, X, likelihood="poisson"),
         ValueError,
         "elbo_loss: likelihood must be one of bernoulli, gaussian, got 'poisson'",
+    ),
+    (
+        lambda: elbo_loss(X, X, INT.view(3, 2).float(), X.view(3, 2)),
+        ValueError,
+        "elbo_loss: x_hat and mu must have one batch size, got shapes (2, 3) and (3, 2)",
+    ),
+    (
+        lambda: elbo_loss(X, X[:1], X, X),
+        ValueError,
+        "elbo_loss: x_hat and x must have one shape, got (2, 3) and (1, 3)",
+    ),
+    (
+        lambda: elbo_loss(X, X, X, INT),
+        TypeError,
+        f"elbo_loss: logvar must be {FLOATS}, got torch.int64",
+    ),
+    (
+        lambda: elbo_loss(X, X, META, META),
+        ValueError,
+        "elbo_loss: x_hat and mu must be on one device, got cpu and meta",
+    ),
+    (
+        lambda: elbo_loss(X, X, X, X, sigma=-3.0),
+        ValueError,
+        "elbo_loss: sigma must be in [2**-126, 2**126], got -3.0",
+    ),
+    (
+        lambda: elbo_loss(X, X, X, X, free_bits=-1.0),
+        ValueError,
+        "elbo_loss: free_bits must be at least 0 and finite, got -1.0",
+    ),
+    (
+        lambda: elbo_loss(X, X, X, X, beta="1"),
+        TypeError,
+        "elbo_loss: beta must be a number, got str",
+    ),
+    (
+        lambda: kl_weight("1", warmup=5),
+        TypeError,
+        "kl_weight: step must be a number, got str",
+    ),
+    (
+        lambda: kl_weight(1, warmup=5, cycles=1.5),
+        TypeError,
+        "kl_weight: cycles must be an integer, got float",
+    ),
+    (
+        lambda: active_units(X, threshold=None),
+        TypeError,
+        "active_units: threshold must be a number, got NoneType",
+    ),
+    (
+        lambda: DiagonalGaussian(X[:, :2]).kl(5),
+        TypeError,
+        "kl: other must be a DiagonalGaussian, got int",
     ),
     (
         lambda: kl_weight(1, warmup=0),
@@ -358,6 +520,32 @@ ERRORS = [
         lambda: discriminator_loss(X, X, label_smoothing=INF - INF),
         ValueError,
         "discriminator_loss: label_smoothing must be in [0, 1), got nan",
+    ),
+    (
+        lambda: discriminator_loss(X, X, label_smoothing="0.1"),
+        TypeError,
+        "discriminator_loss: label_smoothing must be a number, got str",
+    ),
+    (
+        lambda: gradient_penalty(X, center="1"),
+        TypeError,
+        "gradient_penalty: center must be a number, got str",
+    ),
+    (
+        lambda: interpolate(X, X, generator=5),
+        TypeError,
+        "interpolate: generator must be a torch.Generator, got int",
+    ),
+    (
+        lambda: clip_weights_([X], "1"),
+        TypeError,
+        "clip_weights_: bound must be a number, got str",
+    ),
+    (
+        lambda: clip_weights_(torch.zeros(7).as_strided((4, 4), (1, 1)), 1.0),
+        ValueError,
+        "clip_weights_: params[0] must have memory for each element,"
+        " got shape (4, 4) with strides (1, 1)",
     ),
     (
         lambda: discriminator_loss(X, X, reduction="avg"),
@@ -535,3 +723,65 @@ def test_unknown_backend_and_operator():
         ValueError, match=r"^explain: expected at least one tensor argument of kl, got none$"
     ):
         genkern.explain(kl)
+    with pytest.raises(ValueError, match=r"^explain: op must be one of .*, got 'Linear'$"):
+        genkern.explain(torch.nn.Linear, X)
+
+
+# ---- memory that is written
+
+
+def _addresses(x):
+    """The numbers of the elements in x's storage."""
+    offsets = torch.arange(1000).as_strided(x.shape, x.stride(), x.storage_offset())
+    return offsets.reshape(-1).tolist()
+
+
+def _layouts():
+    """Tensors of one shape in one storage, of many strides and offsets."""
+    memory = torch.zeros(1000)
+    for strides in itertools.product((0, 1, 2, 3, 4, 6, 7, 24), repeat=3):
+        for offset in (0, 1, 2, 3, 5, 6, 12, 18, 24, 36):
+            yield memory.as_strided((4, 3, 2), strides, offset)
+
+
+def test_memory_of_its_own_is_never_taken_for_granted():
+    accepted = refused = 0
+    for x in _layouts():
+        found = _addresses(x)
+        try:
+            checks.own_memory("f", "x", x)
+            assert len(set(found)) == len(found)
+            accepted += 1
+        except ValueError:
+            refused += 1
+    assert accepted and refused
+    # What views of tensors with their own memory look like is accepted.
+    x = torch.zeros(4, 6, 5, 8)
+    for view in (
+        x,
+        x[:, 1::2],
+        x.permute(3, 1, 0, 2),
+        x[..., ::3],
+        x[:1].expand(1, 6, 5, 8),
+        x[:0],
+    ):
+        checks.own_memory("f", "x", view)
+
+
+def test_shared_memory_is_found_exactly_where_the_strides_are_equal():
+    outs = []
+    for out in _layouts():
+        try:
+            checks.own_memory("f", "out", out)
+        except ValueError:
+            continue
+        outs.append((out, set(_addresses(out))))
+    answers = set()
+    for out, taken in outs[::7]:
+        for x, others in outs[::3]:
+            shared = not taken.isdisjoint(others)
+            got = checks.share_memory(x, out)
+            equal = x.stride() == out.stride()
+            assert got == shared if equal else got or not shared
+            answers.add((equal, shared, got))
+    assert {(True, True, True), (True, False, False), (False, False, False)} <= answers

@@ -627,6 +627,7 @@ def test_clip_weights_of_any_shapes_and_dtypes():
     params = [
         torch.nn.Parameter(randn(3, 4)), randn(7, dtype=F64, seed=1), randn(dtype=torch.float16),
         randn(2, 5, dtype=torch.bfloat16, seed=2).t(), torch.zeros(0, 3), torch.tensor(math.nan),
+        torch.nn.Parameter(randn(90, 100, seed=3)), randn(100, 200, dtype=F64, seed=4).t()[::2],
     ]  # fmt: skip
     copies = [p.detach().clone() for p in params]
     assert clip_weights_(iter(params), 0.25) is None
@@ -641,7 +642,12 @@ def test_clip_weights_of_any_shapes_and_dtypes():
 
 
 def test_clip_weights_writes_nothing_where_one_parameter_is_bad():
-    for bad in (torch.zeros(2, dtype=torch.int64), torch.ones(1).expand(3), "weight"):
+    for bad in (
+        torch.zeros(2, dtype=torch.int64),
+        torch.ones(1).expand(3),
+        torch.ones(7).as_strided((4, 4), (1, 1)),
+        "weight",
+    ):
         good = torch.full((3,), 5.0)
         with pytest.raises((TypeError, ValueError)):
             clip_weights_([good, bad], 1.0)

@@ -330,6 +330,20 @@ def test_vmap(backend):
         assert same_bits(over_last, torch.stack([kl(m, logvar[0]) for m in mu]))
 
 
+def test_vmap_over_no_example_says_so():
+    with pytest.raises(ValueError, match=r"^kl: vmap must be over at least 1 example, got 0$"):
+        torch.vmap(kl)(torch.zeros(0, 3), torch.zeros(0, 3))
+
+
+def test_forward_mode_is_refused():
+    """As the README says: torch.func's reverse mode works."""
+    x = randn(3)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.func.jvp(lambda m: kl(m, x), (x,), (x,))
+    got = torch.func.jacrev(torch.func.grad(lambda m: kl(m, x, reduction="sum")))(x)
+    torch.testing.assert_close(got, torch.eye(3))
+
+
 @each_backend
 def test_per_sample_gradients(backend):
     skip_unless_usable(backend)

@@ -114,7 +114,9 @@ def without_compiler(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def pure(tmp_path_factory, without_compiler):
-    return pip_wheel(copy_sources(tmp_path_factory.mktemp("pure")), **without_compiler)
+    """The default mode, here by an empty variable, which counts as unset."""
+    source = copy_sources(tmp_path_factory.mktemp("pure"))
+    return pip_wheel(source, GENKERN_BUILD="", **without_compiler)
 
 
 @pytest.fixture(scope="module")

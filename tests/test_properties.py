@@ -115,6 +115,29 @@ def test_kl_agrees_with_torch_distributions():
     torch.testing.assert_close(kl(mu, logvar, m2, lv2, reduction="none"), want, rtol=1e-12, atol=0)
 
 
+@each_dtype
+def test_0d_priors_count_only_among_themselves(dtype):
+    """As in torch: a 0-d tensor does not widen the others, and is not rounded to a narrower one."""
+    mu, logvar = randn(2, 3, dtype=dtype), randn(2, 3, dtype=dtype, seed=1)
+    for prior_dtype in DTYPES:
+        prior = torch.tensor(1 / 3, dtype=prior_dtype)
+        wanted = (mu + prior).dtype
+        assert wanted == dtype
+        for priors in ((prior,), (None, prior), (prior, prior)):
+            assert kl(mu, logvar, *priors, reduction="none").dtype == wanted
+            z, _ = rsample_kl(mu, logvar, *priors, key=key(0))
+            assert z.dtype == wanted
+        want = kl(mu, logvar, prior.to(wanted).item(), reduction="sum")
+        torch.testing.assert_close(kl(mu, logvar, prior, reduction="sum"), want)
+    wide = torch.tensor(1 / 3, dtype=torch.float64)
+    mixed = kl(mu.to(torch.bfloat16), logvar.float(), wide, reduction="none")
+    assert mixed.dtype == torch.float32
+    want = kl(mu.to(torch.bfloat16).float(), logvar.float(), 1 / 3, reduction="none")
+    torch.testing.assert_close(mixed, want)
+    scalar = torch.zeros((), dtype=dtype)
+    assert kl(scalar, scalar, wide).dtype == torch.float64
+
+
 def test_number_priors_are_tensor_priors():
     mu, logvar = randn(5, 7), randn(5, 7, seed=1)
     tensors = torch.full((5, 7), 0.25), torch.full((5, 7), -0.5)
@@ -414,6 +437,23 @@ def test_bernoulli_nll_agrees_with_torch_and_is_symmetric():
     torch.testing.assert_close(
         bernoulli_nll(a, x, reduction="none"), mirrored, rtol=1e-13, atol=1e-14
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "power"), [(torch.float32, 126), (torch.bfloat16, 126), (torch.float64, 1022)]
+)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_gaussian_nll_at_the_ends_of_sigmas_range(dtype, power, sign):
+    """sigma and its reciprocal are normal numbers: value and gradient are as exact as elsewhere."""
+    sigma = 2.0 ** (sign * power)
+    x_hat = torch.zeros(3, dtype=dtype, requires_grad=True)
+    x = torch.tensor([-2.0 * sigma, 0.0, sigma], dtype=dtype)
+    constant = math.log(sigma) + 0.5 * math.log(2 * math.pi)
+    want = torch.tensor([2.0 + constant, constant, 0.5 + constant], dtype=torch.float64)
+    got = gaussian_nll(x_hat, x, sigma=sigma, reduction="none")
+    torch.testing.assert_close(got, want.to(dtype))
+    (grad,) = torch.autograd.grad(got.sum(), x_hat)
+    assert torch.equal(grad.double() * sigma, torch.tensor([2.0, 0.0, -1.0]).double())
 
 
 def test_gaussian_nll_agrees_with_torch_distributions():

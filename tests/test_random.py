@@ -359,6 +359,18 @@ def test_key_of_a_seed(seed):
     assert words(key(seed)).tolist() == [seed % 2**64, 0]
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, np.uint64])
+def test_integers_of_numpy_are_integers(kind):
+    assert same_bits(key(kind(42)), key(42))
+    assert same_bits(fold_in(key(0), kind(7)), fold_in(key(0), 7))
+    assert same_bits(split(key(0), kind(3)), split(key(0), 3))
+    for draw in (normal, uniform):
+        want = draw(key(0), 2, 3)
+        assert same_bits(draw(key(0), kind(2), kind(3)), want)
+        assert same_bits(draw(key(0), (kind(2), 3)), want)
+    assert new_key(kind(3)).shape == (3, 2)
+
+
 def test_default_dtype_is_torchs():
     assert normal(key(0), 3).dtype == torch.float32
     torch.set_default_dtype(torch.float64)

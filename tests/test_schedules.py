@@ -296,6 +296,57 @@ ERRORS = [
         "timesteps: num_steps must be in [1, 10], got 11",
     ),
     (
+        lambda: NoiseSchedule.linear(10).timesteps(10.0),
+        TypeError,
+        "timesteps: num_steps must be an integer, got float",
+    ),
+    (
+        lambda: NoiseSchedule.linear(10, "0.1"),
+        TypeError,
+        "linear: beta_start must be a number, got str",
+    ),
+    (
+        lambda: NoiseSchedule.sigmoid(10, beta_end=None),
+        TypeError,
+        "sigmoid: beta_end must be a number, got NoneType",
+    ),
+    (
+        lambda: NoiseSchedule.scaled_linear(beta_start=-0.1),
+        ValueError,
+        "scaled_linear: beta_start must be at least 0 and finite, got -0.1",
+    ),
+    (
+        lambda: NoiseSchedule([0.1, 0.2], [0.9, 0.7]),
+        TypeError,
+        "NoiseSchedule: betas must be a float64 or float32 tensor, got list",
+    ),
+    (
+        lambda: NoiseSchedule(torch.tensor([0.1, 0.2]), torch.tensor([1, 0])),
+        TypeError,
+        "NoiseSchedule: alphas_cumprod must be a float64 or float32 tensor, got torch.int64",
+    ),
+    (
+        lambda: NoiseSchedule(torch.tensor([0.1, 0.2]), torch.tensor([0.9])),
+        ValueError,
+        "NoiseSchedule: alphas_cumprod must have shape (T,), T at least 2, got (1,)",
+    ),
+    (
+        lambda: NoiseSchedule(torch.tensor([0.1, 0.2]), torch.tensor([0.9, 0.8, 0.7])),
+        ValueError,
+        "NoiseSchedule: betas and alphas_cumprod must have one shape and be on the CPU,"
+        " got (2,) on cpu and (3,) on cpu",
+    ),
+    (
+        lambda: NoiseSchedule(torch.tensor([0.1, 1.2]), torch.tensor([0.9, 0.8])),
+        ValueError,
+        "NoiseSchedule: betas must be in (0, 1], got 1.2 at index 1",
+    ),
+    (
+        lambda: EDMSchedule(rho="7"),
+        TypeError,
+        "EDMSchedule: rho must be a number, got str",
+    ),
+    (
         lambda: NoiseSchedule.linear(10).timesteps(0),
         ValueError,
         "timesteps: num_steps must be in [1, 10], got 0",

@@ -249,6 +249,9 @@ struct SamplerStep {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) eps[v] *= row.noise;
       }
+      // A coefficient of 0 adds no noise, whatever it and its deviation are.
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) eps[v] = row.noise == Acc(0) ? Acc(0) : eps[v];
       if (clips) {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v)
@@ -351,6 +354,13 @@ struct SamplerStepBackward {
     template <class S>
     __device__ void through_noise(const S& slot, const Acc (&g)[S::kLanes]) const {
       Acc std[S::kLanes], eps[S::kLanes];
+      if (row.noise == Acc(0)) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) std[v] = Acc(0);
+        if (slot.has(kGradEps)) slot.store(kGradEps, std);
+        if (slot.has(kGradVarValues)) slot.store(kGradVarValues, std);
+        return;
+      }
       if (slot.has(kVarValues)) {
         slot.load(kVarValues, std);
 #pragma unroll

@@ -351,6 +351,8 @@ class Op:
         pairs = [
             (a, d if isinstance(a, Tensor) else None) for a, d in zip(args, in_dims, strict=True)
         ]
+        if info.batch_size == 0:
+            raise ValueError(f"{self.name}: vmap must be over at least 1 example, got 0")
         results = [
             self(*(a if d is None else a.select(d, i) for a, d in pairs))
             for i in range(info.batch_size)

@@ -365,14 +365,16 @@ void sampler_step(const SamplerStep& call) {
         T* out = a[kNext].target(unit.start, unit.n, out_);
         for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
           const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
-          const T* e = eps + (eps ? at : 0);
-          if (values) {
+          // A coefficient of 0 adds no noise, whatever it and its deviation are.
+          const T std = eps ? c(kStd) : T(0);
+          const T* e = std == T(0) ? nullptr : eps + at;
+          if (values && e) {
             scale_noise(n, e, values + at, c(kLogVariance), c(kLogVarianceValues), scaled + at);
             e = scaled + at;
           }
           if (!clip) {
-            if (eps) {
-              combine<3, T>(n, {x + at, m + at, e}, {c(kMeanXt), c(kMeanPred), c(kStd)}, out + at);
+            if (e) {
+              combine<3, T>(n, {x + at, m + at, e}, {c(kMeanXt), c(kMeanPred), std}, out + at);
             } else {
               combine<2, T>(n, {x + at, m + at}, {c(kMeanXt), c(kMeanPred)}, out + at);
             }
@@ -387,9 +389,9 @@ void sampler_step(const SamplerStep& call) {
             mean_x0 /= high;
           }
           clipped_x0(n, x + at, m + at, c(kX0Xt), c(kX0Pred), low, high, x0 + at);
-          if (eps) {
-            combine<4, T>(n, {x0 + at, x + at, m + at, e},
-                          {mean_x0, c(kMeanXt), c(kMeanPred), c(kStd)}, out + at);
+          if (e) {
+            combine<4, T>(n, {x0 + at, x + at, m + at, e}, {mean_x0, c(kMeanXt), c(kMeanPred), std},
+                          out + at);
           } else {
             combine<3, T>(n, {x0 + at, x + at, m + at}, {mean_x0, c(kMeanXt), c(kMeanPred)},
                           out + at);
@@ -409,6 +411,7 @@ void sampler_step_backward(const SamplerStep& call) {
     const Cut cut = cut_of(call);
     const bool clip = clips(call.x0_min, call.x0_max);
     const bool learned = call.var_values.data != nullptr;
+    const bool noisy = call.keys.data || call.noise.data;
     const T scale = a[kUncond] ? static_cast<T>(call.guidance_scale) : T(1);
     const bool wants[5] = {call.grad_x_t.data != nullptr, call.grad_pred.data != nullptr,
                            call.grad_var_values.data != nullptr, call.grad_uncond.data != nullptr,
@@ -465,15 +468,21 @@ void sampler_step_backward(const SamplerStep& call) {
           if (wants[1]) linear(scale * c(kMeanPred), scale * q, out[1] + at);
           const T rest = T(1) - scale;
           if (wants[3]) linear(rest * c(kMeanPred), rest * q, out[3] + at);
+          if (!wants[2] && !wants[4]) return;
+          const T std = noisy ? c(kStd) : T(0);
+          if (std == T(0)) {
+            for (int64_t i = at; i < at + n; ++i) out[2][i] = out[4][i] = T(0);
+            return;
+          }
           const T* along_std = from;
           if (values) {
             scale_noise(n, from, values + at, c(kLogVariance), c(kLogVarianceValues), std_ + at);
             along_std = std_ + at;
           }
-          if (wants[4]) combine<1, T>(n, {along_std}, {c(kStd)}, out[4] + at);
+          if (wants[4]) combine<1, T>(n, {along_std}, {std}, out[4] + at);
           if (wants[2]) {
-            const T factor = eps ? T(0.5) * c(kStd) * c(kLogVarianceValues) : T(0);
-            const T* const e = eps ? eps + at : along_std;
+            const T factor = T(0.5) * std * c(kLogVarianceValues);
+            const T* const e = eps + at;
             T* const to = out[2] + at;
             for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
               using V = typename decltype(number)::T;
