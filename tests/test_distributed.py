@@ -412,7 +412,12 @@ def test_derivatives_on_shards_are_those_of_the_whole(size, count, run):
 
 
 def _check_compiled():
-    mu, logvar, keys = _shard(randn(6, 4)), _shard(randn(6, 4, seed=1)), _shard(_keys(6))
+    # PyTorch 2.13 fails to compile with one of several equal meshes, and no other has a name.
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("batch",))
+    mu, logvar, keys = (
+        distribute_tensor(x, mesh, [Shard(0)], src_data_rank=None)
+        for x in (randn(6, 4), randn(6, 4, seed=1), _keys(6).view(torch.int64))
+    )
 
     def loss(mu, logvar, keys):
         z, kl = vae.rsample_kl(mu, logvar, key=keys, reduction="mean")
