@@ -13,12 +13,13 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cp
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter docs test bench lint format cuda exhaustive compat clean FORCE
+.PHONY: help demo chapter distributed docs test bench lint format cuda exhaustive compat clean FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        train models of digits with genkern and with plain PyTorch; write a page"
 	@echo "make chapter     reproduce a textbook chapter's figures, tables and claims; write a page"
+	@echo "make distributed train on 1, 2 and 4 processes and compare losses and noise"
 	@echo "make docs        build the documentation's site, docs/_build/html/index.html"
 	@echo "make test        run the tests"
 	@echo "make bench       run the benchmarks"
@@ -34,6 +35,9 @@ demo: .venv/installed
 
 chapter: .venv/installed
 	@$(PY) -m examples.chapter $(ARGS)
+
+distributed: .venv/installed
+	@$(PY) -m examples.distributed $(ARGS)
 
 # A page's pictures are drawn, and a reference that leads nowhere is an error.
 docs: .venv/installed

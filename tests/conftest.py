@@ -12,7 +12,13 @@ import pytest
 import torch
 
 # What is prepared once a file and takes long: its tests stay in one of pytest-xdist's processes.
-TOGETHER = ("test_cuda_compile", "test_examples", "test_packaging", "test_triton_compile")
+TOGETHER = (
+    "test_cuda_compile",
+    "test_distributed",
+    "test_examples",
+    "test_packaging",
+    "test_triton_compile",
+)
 
 
 @pytest.hookimpl(tryfirst=True)

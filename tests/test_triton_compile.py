@@ -108,7 +108,7 @@ OVER_BUDGET = {
     ("dynamic_threshold", "float32"): 91,
     ("vlb", "float32"): 258,
     ("hybrid", "float32"): 180,
-    ("vlb_backward", "float32"): 260,
+    ("vlb_backward", "float32"): 270,
     ("hybrid_backward", "float32"): 180,
     ("sampler_step", "float64"): 152,
     ("dynamic_threshold", "float64"): 94,

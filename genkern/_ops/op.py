@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import importlib
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -206,7 +208,7 @@ class Op:
         self.reference = reference
         self.samples = samples
         self.forming = forming
-        self._fake = fake
+        self.fake = fake
         self._formula: Backward | None = (
             self.reference_backward if isinstance(backward, str) else backward
         )
@@ -242,7 +244,7 @@ class Op:
             a = args[i]
             if a is not None:
                 if type(a) not in _PLAIN or a.is_meta:
-                    return self.overload(*args)
+                    return self._dispatch(args)
                 if a.requires_grad:
                     needs_gradient = True
         if needs_gradient and self._formula is not None and torch.is_grad_enabled():
@@ -251,6 +253,14 @@ class Op:
         # two conversions of every argument.
         return self._route(*args)
 
+    def _dispatch(self, args: Args) -> Any:
+        """A call on other tensors than plain ones."""
+        # Whoever has a DTensor has imported its module.
+        sharding = sys.modules.get("torch.distributed.tensor")
+        if sharding and any(isinstance(a, sharding.DTensor) for a in args):
+            return importlib.import_module("genkern.distributed").call_sharded(self, args)
+        return self.overload(*args)
+
     def _forms(self, args: Args) -> bool:
         if self.forming is None or not args[0].is_cpu or args[0].dtype not in _FORMING:
             return False
@@ -258,7 +268,7 @@ class Op:
 
     def bytes_moved(self, *args: Any) -> int:
         """Bytes a call must read and write: each tensor once, an expanded dimension not at all."""
-        outputs = self._fake(*args)
+        outputs = self.fake(*args)
         tensors = [*args, *(outputs if isinstance(outputs, tuple) else (outputs,))]
         return sum(
             a.element_size() * math.prod(n for n, s in zip(a.shape, a.stride(), strict=True) if s)
