@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from examples.gan_steps import covered, generator_step, ring, wgan_gp_step
+from examples.gan_ring import coverage, ring
+from examples.gan_steps import generator_step, wgan_gp_step
 
 _LATENT, _BATCH, _CRITIC_STEPS = 8, 128, 3
 
@@ -108,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     losses, generator = (train_with_lightning if arguments.lightning else train)(arguments.steps)
     with torch.no_grad():
-        modes = covered(generator(torch.randn(1000, _LATENT)))
+        modes, _ = coverage(generator(torch.randn(1000, _LATENT)))
     print(f"losses at last: critic {losses[-1][0]:.3f}, generator {losses[-1][1]:.3f}")
     print(f"{modes} of 8 Gaussians")
 

@@ -403,13 +403,13 @@ def clip_weights_(params: Tensor | Iterable[Tensor], bound: float) -> None:
         name = f"params[{i}]"
         checks.floating("clip_weights_", name, x)
         checks.own_memory("clip_weights_", name, x)
+        # Detached, not under no_grad: torch.export cannot load a no_grad region without a result.
         if x.is_cpu and x.numel() > _LARGE:
-            large.append(x)
+            large.append(x.detach())
         else:
-            groups.setdefault((x.device, x.dtype), []).append(x)
-    with torch.no_grad():
-        for tensors in groups.values():
-            torch._foreach_clamp_min_(tensors, -bound)
-            torch._foreach_clamp_max_(tensors, bound)
-        for x in large:
-            x.clamp_(-bound, bound)
+            groups.setdefault((x.device, x.dtype), []).append(x.detach())
+    for tensors in groups.values():
+        torch._foreach_clamp_min_(tensors, -bound)
+        torch._foreach_clamp_max_(tensors, bound)
+    for x in large:
+        x.clamp_(-bound, bound)

@@ -290,6 +290,21 @@ def test_everything_is_exported_stored_and_loaded():
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
+def test_clipped_weights_compile():
+    torch._dynamo.reset()
+    critic = torch.nn.Linear(3, 2)
+    x = torch.ones(4, 3)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def clip_and_run(x):
+        gan.clip_weights_(critic.parameters(), 0.1)
+        return critic(x).sum()
+
+    clip_and_run(x).backward()
+    assert critic.weight.abs().max() <= 0.1 and critic.weight.is_leaf
+    torch.testing.assert_close(critic.weight.grad, torch.full((2, 3), 4.0))
+
+
 @pytest.mark.parametrize("kind", ["tensors", "integers"])
 def test_a_sampling_loop_compiles_its_step_once(kind):
     torch._dynamo.reset()
