@@ -45,8 +45,9 @@ docs: .venv/installed
 	  docs docs/_build/html
 	@echo "make: the site is docs/_build/html/index.html"
 
+# A process a core, each with one thread: threads that wait for one another would wait for tests.
 test: .venv/installed
-	@$(PY) -m pytest -n auto --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadgroup $(ARGS)
 
 bench: .venv/installed
 	@$(PY) -m benchmarks $(ARGS)
