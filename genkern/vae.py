@@ -570,10 +570,11 @@ class DiagonalGaussian:
 
     def kl(self, other: DiagonalGaussian | None = None, reduction: str = "sample") -> Tensor:
         """KL divergence in nats from `other`, or from N(0, 1); by default one a sample, (B,)."""
-        if other is not None and not isinstance(other, DiagonalGaussian):
+        # Other packages' posteriors have a mean and a logvar too.
+        prior = [getattr(other, name, None) for name in ("mean", "logvar")]
+        if other is not None and not all(isinstance(x, Tensor) for x in prior):
             raise TypeError(f"kl: other must be a DiagonalGaussian, got {type(other).__name__}")
         clamp = None if self._clamp == _NO_CLAMP else self._clamp
-        prior = (None, None) if other is None else (other.mean, other.logvar)
         return kl(self.mean, self._logvar, *prior, logvar_clamp=clamp, reduction=reduction)
 
     def nll(self, x: Tensor, reduction: str = "sample") -> Tensor:

@@ -81,6 +81,14 @@ def expm1_minus(x: Tensor) -> Tensor:
     return torch.where(near, series * y * y, torch.expm1(far) - far.clamp(max=88.0))
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^-x); torch.sigmoid rounds differently at the end of a thread's share of x."""
+    negative = x < 0.0
+    up = torch.exp(torch.where(negative, x, 0.0))
+    down = torch.exp(-torch.where(negative, 0.0, x))
+    return torch.where(negative, up / (1.0 + up), 1.0 / (1.0 + down))
+
+
 def with_layout(x: Tensor, layout: Tensor) -> Tensor:
     """x with the strides of `layout`."""
     return x if x.stride() == layout.stride() else layout.copy_(x)

@@ -47,6 +47,7 @@ from genkern._ops.elements import (
     reduced_fake,
     row_sums,
     sample_layouts,
+    sigmoid,
     spread,
     upstream,
     wide,
@@ -85,14 +86,6 @@ _GENERATOR = (
 # ---- losses
 
 
-def _sigmoid(x: Tensor) -> Tensor:
-    # torch.sigmoid rounds differently at the end of a thread's share of a tensor.
-    negative = x < 0.0
-    up = torch.exp(torch.where(negative, x, 0.0))
-    down = torch.exp(-torch.where(negative, 0.0, x))
-    return torch.where(negative, up / (1.0 + up), 1.0 / (1.0 + down))
-
-
 def _loss(loss: int, u: Tensor, smoothing: float) -> Tensor:
     if loss == _HINGE:
         return (1.0 - u).clamp(min=0.0)
@@ -113,7 +106,7 @@ def _derivative(loss: int, u: Tensor, smoothing: float) -> Tensor:
         return torch.full_like(u, -1.0)
     if loss == _SQUARE:
         return u - (1.0 - smoothing)
-    return smoothing - _sigmoid(-u)
+    return smoothing - sigmoid(-u)
 
 
 def _fake_smoothing(loss: int) -> float:
@@ -353,7 +346,7 @@ def _interpolate_formula(
 
 
 def _optimal_discriminator_reference(log_p: Tensor, log_q: Tensor) -> Tensor:
-    d = _sigmoid(wide(log_p) - wide(log_q))
+    d = sigmoid(wide(log_p) - wide(log_q))
     return with_layout(d.to(log_p.dtype), torch.empty_like(log_p))
 
 
@@ -361,7 +354,7 @@ def _optimal_discriminator_backward_reference(
     grad: Tensor, log_p: Tensor, log_q: Tensor, output_mask: int
 ) -> tuple[Tensor, ...]:
     difference = wide(log_p) - wide(log_q)
-    along = wide(grad) * _sigmoid(difference) * _sigmoid(-difference)
+    along = wide(grad) * sigmoid(difference) * sigmoid(-difference)
     return masked((along, -along), masked_fake((log_p, log_q), output_mask, log_p), output_mask)
 
 

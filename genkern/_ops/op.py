@@ -121,7 +121,8 @@ class _FormingFunction(torch.autograd.Function):
         if grad.dim() or grad.item() != 1.0:
             for g in wanted:
                 if g is not None:
-                    g.mul_(grad.reshape((*grad.shape, *[1] * (g.dim() - grad.dim()))))
+                    sizes = (*grad.shape, *[1] * (g.dim() - grad.dim())) if g.dim() else ()
+                    g.mul_(grad.reshape(sizes))
         return (None, *wanted, *op._not_formed)
 
 

@@ -34,6 +34,7 @@ from genkern._ops.elements import (
     reduce,
     reduced_fake,
     sample_layouts,
+    sigmoid,
     spread,
     upstream,
     wide,
@@ -233,7 +234,7 @@ def _bernoulli_nll_backward_reference(
     a = wide(logits)
     g = spread(wide(grad), logits, reduction)
     fakes = _pair_fake(grad, logits, x, reduction, output_mask)
-    return masked((g * (torch.sigmoid(a) - wide(x)), -g * a), fakes, output_mask)
+    return masked((g * (sigmoid(a) - wide(x)), -g * a), fakes, output_mask)
 
 
 def _pair_fake(
