@@ -45,9 +45,10 @@ docs: .venv/installed
 	  docs docs/_build/html
 	@echo "make: the site is docs/_build/html/index.html"
 
-# A process a core, each with one thread: threads that wait for one another would wait for tests.
+# A process a core, each with one thread (threads that wait for one another would wait for tests), a
+# file at a time, since some prepare for minutes what all their tests read.
 test: .venv/installed
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 bench: .venv/installed
 	@$(PY) -m benchmarks $(ARGS)

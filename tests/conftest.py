@@ -11,22 +11,6 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 import torch
 
-# What is prepared once a file and takes long: its tests stay in one of pytest-xdist's processes.
-TOGETHER = (
-    "test_cuda_compile",
-    "test_distributed",
-    "test_examples",
-    "test_packaging",
-    "test_triton_compile",
-)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items) -> None:
-    for item in items:
-        if item.path.stem in TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
 
 @pytest.fixture(autouse=True, scope="session")
 def poisoned_memory():
