@@ -216,7 +216,7 @@ class Schedule:
         if prev_t is not None and not isinstance(prev_t, (int, Tensor)):
             prev_t = _as_time(prev_t)
         dtype, device = arithmetic(dtype), like.device
-        # Compiled code takes tables as constants; other tracers take no tensor that is not theirs.
+        # Compiled code takes tables as inputs; other tracers take no tensor that is not theirs.
         compiling, keep = torch.compiler.is_compiling(), not tracing()
         if type(t) is int:
             self._check_int(function, t, needs_signal)

@@ -168,7 +168,7 @@ void posterior(const Posterior& call) {
 }
 
 // `along_eps` is the upstream gradient of z times the noise, or null where it is gz * eps: one
-// draw. kPlain: logvar has no bounds and the KL no floor, whose comparisons would take a quarter of
+// draw. kPlain: logvar has no bounds and the KL no floor, whose comparisons would take a sixth of
 // the time.
 template <class T, bool kPrior, bool kDraw, bool kKl, bool kPlain>
 void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
