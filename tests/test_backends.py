@@ -182,7 +182,7 @@ def test_the_public_namespace():
     modules = {name for name in names if inspect.ismodule(getattr(genkern, name))}
     families = {"random", "vae", "diffusion", "gan"}
     assert names - modules == {"explain", "info", "use_backend"}
-    assert families <= modules <= families | {"backends", "testing", "integrations"}
+    assert families <= modules <= families | {"backends", "distributed", "integrations", "testing"}
     assert all(getattr(genkern, name).__name__ == f"genkern.{name}" for name in modules)
 
 
