@@ -153,6 +153,7 @@ def _wide_diffusion_calls():
     for options in ((factor, factor + 1.0, 2.0, *NO_CLAMP), (None, None, 2.0, -0.5, 0.5)):
         yield "sampler_step", (*step, *options)
         yield "sampler_step_out", (*step, *options, torch.empty_like(x))
+        yield "sampler_step_x0", (*step, *options)
     noisy = (*step[:4], None, noise, table, t)
     yield "sampler_step_backward", (uncond, *noisy, 2.0, -0.5, 0.5, 0b11111)
     for rows in (37, 1):

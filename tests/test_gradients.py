@@ -74,6 +74,7 @@ def _vlb(detach: bool, open_bins: bool = False):
 
 _affine, _affine_t = _op("affine", 4), _op("affine", 4, STEPS)
 _noise_loss, _noise_loss_t = _op("noise_loss", 4), _op("noise_loss", 4, STEPS)
+_step_x0, _step_x0_t = _op("sampler_step_x0", 8), _op("sampler_step_x0", 8, STEPS)
 _step, _step_t = _op("sampler_step", 8), _op("sampler_step", 8, STEPS)
 _threshold = _op("dynamic_threshold", 8)
 _PLAIN = (1.0, -math.inf, math.inf)
@@ -102,6 +103,24 @@ CASES = {
             x, p, v, u, None, e, TABLE, TIMES, None, None, 3.0, -0.9, 0.8
         ),
         [(2, 3)] * 5,
+    ),
+    "sampler_step_x0": (
+        lambda x, p, v, u, e: _step_x0_t(
+            x, p, v, u, None, e, TABLE, TIMES, None, None, 3.0, -0.9, 0.8
+        ),
+        [(2, 3)] * 5,
+    ),
+    "sampler_step_x0 keys": (
+        lambda x, p, v: _step_x0(
+            x, p, v, None, split(key(1), 2), None, TABLE, None, None, None, *_PLAIN
+        ),
+        [(2, 3)] * 3,
+    ),
+    "sampler_step_x0 of a whole sample": (
+        lambda x, p, u, f, s: _step_x0(
+            x, p, None, u, key(1), None, TABLE, None, f, s.exp(), 2.0, *_PLAIN[1:]
+        ),
+        [(2, 3), (2, 3), (2, 3), (2,), (2,)],
     ),
     "sampler_step keys": (
         lambda x, p, v: _step(

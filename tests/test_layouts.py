@@ -88,6 +88,9 @@ def test_strides_do_not_change_the_numbers(backend, layout):
         "sampler_step": lambda m, v, a, b, e: OPS["sampler_step"](
             m, v, a, b, None, e, TABLE, TIMES, None, None, 2.0, -0.5, 0.5
         ),
+        "sampler_step_x0": lambda m, v, a, b, e: OPS["sampler_step_x0"](
+            m, v, a, b, None, e, TABLE, TIMES, None, None, 2.0, -0.5, 0.5
+        ),
         "vlb": lambda m, v, a, b, e: OPS["vlb"](
             m, v, a, key(2), None, TABLE, TIMES, -1.0, 1.0, 0.5, 1.0, False, 0
         ),
@@ -228,6 +231,7 @@ def test_common_layouts_need_no_copy(layout):
         (1, lambda: OPS["affine"](mu, logvar, None, k, None, TABLE, t)),
         (0, lambda: OPS["noise_loss"](mu, logvar, k, None, TABLE[:, :4], t, None, 1)),
         (1, lambda: OPS["sampler_step"](mu, m2, logvar, lv2, k, None, TABLE, t, *step)),
+        (2, lambda: OPS["sampler_step_x0"](mu, m2, logvar, lv2, k, None, TABLE, t, *step)),
         (0, lambda: OPS["vlb"](mu, logvar, m2, k, None, TABLE, t, -1.0, 1.0, 1.0, 1.0, True, 1)),
         (0, lambda: OPS["guidance_factor"](mu, m2, 3.0, 0.7)),
     ):

@@ -51,6 +51,7 @@ OPCHECK = {
     "noise_loss_backward": ["chunk-batchmean-noise", "small-sample-keys"],
     "sampler_step": ["guided-chunk-noise", "learned-small-keys", "ft-mixed", "plain-0d"],
     "sampler_step_out": ["clip-small-key", "learned-contiguous-noise-in_place"],
+    "sampler_step_x0": ["guided-small-noise", "learned-mixed-keys", "ft-mixed"],
     "sampler_step_backward": ["guided-small-noise", "clip-mixed-keys"],
     "guidance_factor": ["channels_last", "small"],
     "dynamic_threshold": ["guided-mixed", "small"],
@@ -209,6 +210,7 @@ def test_compile_the_diffusion_operators_in_one_graph():
             x_t,
             out,
             OPS["sampler_step"](x, p, v, u, *whole),
+            *OPS["sampler_step_x0"](x, p, v, u, *whole),
             OPS["noise_loss"](p, x, keys, None, TABLE[:, :4], t, factor, 1),
             OPS["vlb"](p, v, x, keys, None, TABLE, t, -1.0, 1.0, 0.5, 1.0, True, 4),
         )

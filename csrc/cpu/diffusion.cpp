@@ -146,7 +146,7 @@ SamplerStep step_call(DiffusionArguments& arguments, const Tensor& x_t, const Te
 void run_step(const char* function, const Tensor& x_t, const Tensor& pred,
               const Optional& var_values, const Optional& uncond, const Source& source,
               const Optional& guidance_factor, const Optional& threshold, double guidance_scale,
-              double x0_min, double x0_max, const Tensor& out) {
+              double x0_min, double x0_max, const Tensor& out, const Optional& x0 = {}) {
   DiffusionArguments arguments(function, x_t);
   SamplerStep call =
       step_call(arguments, x_t, pred, var_values, uncond, source, guidance_scale, x0_min, x0_max);
@@ -154,6 +154,7 @@ void run_step(const char* function, const Tensor& x_t, const Tensor& pred,
   call.threshold = arguments.per_sample(threshold);
   call.by_sample = call.by_sample || guidance_factor || threshold;
   call.out = arguments.view(out);
+  call.x0 = arguments.view(x0);
   if (x_t.numel()) GENKERN_KERNELS(diffusion).sampler_step(call);
 }
 
@@ -249,6 +250,19 @@ void sampler_step_out(const Tensor& x_t, const Tensor& pred, const Optional& var
                       double guidance_scale, double x0_min, double x0_max, const Tensor& out) {
   run_step("sampler_step_out", x_t, pred, var_values, uncond, {key, noise, coefficients, t},
            guidance_factor, threshold, guidance_scale, x0_min, x0_max, out);
+}
+
+std::tuple<Tensor, Tensor> sampler_step_x0(const Tensor& x_t, const Tensor& pred,
+                                           const Optional& var_values, const Optional& uncond,
+                                           const Optional& key, const Optional& noise,
+                                           const Tensor& coefficients, const Optional& t,
+                                           const Optional& guidance_factor,
+                                           const Optional& threshold, double guidance_scale,
+                                           double x0_min, double x0_max) {
+  Tensor out = new_like(x_t), x0 = new_like(x_t);
+  run_step("sampler_step_x0", x_t, pred, var_values, uncond, {key, noise, coefficients, t},
+           guidance_factor, threshold, guidance_scale, x0_min, x0_max, out, x0);
+  return {out, x0};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sampler_step_backward(

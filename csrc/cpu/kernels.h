@@ -120,7 +120,7 @@ struct SamplerStep : Call {
   Table table;
   SampleValues guidance_factor, threshold;
   double guidance_scale, x0_min, x0_max;
-  View out;
+  View out, x0;
   View grad, grad_x_t, grad_pred, grad_var_values, grad_uncond, grad_noise;
 };
 

@@ -32,6 +32,7 @@ STABLE_TORCH_LIBRARY_IMPL(_genkern_cpu, CPU, m) {
   m.impl("noise_loss_backward", TORCH_BOX(&genkern::noise_loss_backward));
   m.impl("sampler_step", TORCH_BOX(&genkern::sampler_step));
   m.impl("sampler_step_out", TORCH_BOX(&genkern::sampler_step_out));
+  m.impl("sampler_step_x0", TORCH_BOX(&genkern::sampler_step_x0));
   m.impl("sampler_step_backward", TORCH_BOX(&genkern::sampler_step_backward));
   m.impl("guidance_factor", TORCH_BOX(&genkern::guidance_factor));
   m.impl("dynamic_threshold", TORCH_BOX(&genkern::dynamic_threshold));

@@ -74,6 +74,13 @@ void sampler_step_out(const Tensor& x_t, const Tensor& pred, const Optional& var
                       const Tensor& coefficients, const Optional& t,
                       const Optional& guidance_factor, const Optional& threshold,
                       double guidance_scale, double x0_min, double x0_max, const Tensor& out);
+std::tuple<Tensor, Tensor> sampler_step_x0(const Tensor& x_t, const Tensor& pred,
+                                           const Optional& var_values, const Optional& uncond,
+                                           const Optional& key, const Optional& noise,
+                                           const Tensor& coefficients, const Optional& t,
+                                           const Optional& guidance_factor,
+                                           const Optional& threshold, double guidance_scale,
+                                           double x0_min, double x0_max);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sampler_step_backward(
     const Tensor& grad, const Tensor& x_t, const Tensor& pred, const Optional& var_values,
     const Optional& uncond, const Optional& key, const Optional& noise, const Tensor& coefficients,

@@ -102,28 +102,30 @@ std::tuple<Tensor, Tensor> run_noise_loss(const char* op, const Tensor& pred,
   return {out, grad_pred};
 }
 
+template <bool kWithX0>
 void run_sampler_step(const char* op, const Tensor& x_t, const Tensor& pred,
                       const OptionalTensor& var_values, const OptionalTensor& uncond,
                       const Source& source, const OptionalTensor& guidance_factor,
                       const OptionalTensor& threshold, double guidance_scale, double x0_min,
-                      double x0_max, const Tensor& out) {
+                      double x0_max, const Tensor& out, const OptionalTensor& x0 = {}) {
   dispatch_noise(x_t, op, source, [&](auto storage, auto key) {
     using T = decltype(storage);
     using Acc = typename Arithmetic<T>::type;
-    using Body = SamplerStep<Acc, key.value>;
+    using Body = SamplerStep<Acc, key.value, kWithX0>;
     Planner<Body::kTensors> planner(x_t.sizes());
     planner.input(Body::kXt, x_t);
     planner.input(Body::kPred, pred);
     if (source.key || source.noise) optional_input(planner, Body::kVarValues, var_values);
     optional_input(planner, Body::kUncond, uncond);
     noise_operands(planner, Body::kEps, source);
+    if (x0) planner.output(Body::kX0, *x0);
     planner.output(Body::kOut, out);
     const Body body{table<Acc>(source),
                     sample_values<Acc>(guidance_factor, 1),
                     sample_values<Acc>(threshold, 0),
                     static_cast<Acc>(guidance_scale),
                     make_clip<Acc>(x0_min, x0_max),
-                    threshold || clips(x0_min, x0_max)};
+                    kWithX0 || threshold || clips(x0_min, x0_max)};
     launch<T>(planner, body, x_t,
               {false, source.by_sample() || guidance_factor.has_value() || threshold.has_value()});
   });
@@ -202,8 +204,9 @@ Tensor sampler_step(Tensor x_t, Tensor pred, OptionalTensor var_values, Optional
                     double x0_min, double x0_max) {
   const torch::stable::accelerator::DeviceGuard guard(x_t.get_device_index());
   Tensor out = torch::stable::empty_like(x_t);
-  run_sampler_step("sampler_step", x_t, pred, var_values, uncond, {key, noise, coefficients, t},
-                   guidance_factor, threshold, guidance_scale, x0_min, x0_max, out);
+  run_sampler_step<false>("sampler_step", x_t, pred, var_values, uncond,
+                          {key, noise, coefficients, t}, guidance_factor, threshold, guidance_scale,
+                          x0_min, x0_max, out);
   return out;
 }
 
@@ -212,8 +215,23 @@ void sampler_step_out(Tensor x_t, Tensor pred, OptionalTensor var_values, Option
                       OptionalTensor t, OptionalTensor guidance_factor, OptionalTensor threshold,
                       double guidance_scale, double x0_min, double x0_max, Tensor out) {
   const torch::stable::accelerator::DeviceGuard guard(x_t.get_device_index());
-  run_sampler_step("sampler_step_out", x_t, pred, var_values, uncond, {key, noise, coefficients, t},
-                   guidance_factor, threshold, guidance_scale, x0_min, x0_max, out);
+  run_sampler_step<false>("sampler_step_out", x_t, pred, var_values, uncond,
+                          {key, noise, coefficients, t}, guidance_factor, threshold, guidance_scale,
+                          x0_min, x0_max, out);
+}
+
+std::tuple<Tensor, Tensor> sampler_step_x0(Tensor x_t, Tensor pred, OptionalTensor var_values,
+                                           OptionalTensor uncond, OptionalTensor key,
+                                           OptionalTensor noise, Tensor coefficients,
+                                           OptionalTensor t, OptionalTensor guidance_factor,
+                                           OptionalTensor threshold, double guidance_scale,
+                                           double x0_min, double x0_max) {
+  const torch::stable::accelerator::DeviceGuard guard(x_t.get_device_index());
+  Tensor out = torch::stable::empty_like(x_t), x0 = torch::stable::empty_like(x_t);
+  run_sampler_step<true>("sampler_step_x0", x_t, pred, var_values, uncond,
+                         {key, noise, coefficients, t}, guidance_factor, threshold, guidance_scale,
+                         x0_min, x0_max, out, x0);
+  return {out, x0};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sampler_step_backward(

@@ -214,9 +214,10 @@ struct StepRow {
   }
 };
 
-template <class Acc, bool kKey>
+// kWithX0: x0 is an output as well, and counts whether it is clipped or not.
+template <class Acc, bool kKey, bool kWithX0>
 struct SamplerStep {
-  enum { kXt, kPred, kVarValues, kUncond, kEps, kOut, kTensors };
+  enum { kXt, kPred, kVarValues, kUncond, kEps, kX0, kOut, kTensors };
   static constexpr bool kSums = false, kDraws = kKey, kBySample = true;
   Table<Acc> table;
   SampleValues<Acc> guidance_factor, threshold;
@@ -229,6 +230,7 @@ struct SamplerStep {
     Acc guidance_scale;
     Clip<Acc> clip;
     bool clips;
+    Acc x0_unit;
 
     template <class S>
     __device__ void operator()(const S& slot) const {
@@ -252,7 +254,15 @@ struct SamplerStep {
       // A coefficient of 0 adds no noise, whatever it and its deviation are.
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) eps[v] = row.noise == Acc(0) ? Acc(0) : eps[v];
-      if (clips) {
+      if constexpr (kWithX0) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v) {
+          values[v] = clip(row.x0(x[v], m[v]));
+          if (x0_unit != Acc(1)) values[v] /= x0_unit;
+          eps[v] = madd(row.mean_x0, values[v], eps[v]);
+        }
+        slot.store(kX0, values);
+      } else if (clips) {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v)
           eps[v] = madd(row.mean_x0, clip(row.x0(x[v], m[v])), eps[v]);
@@ -269,12 +279,17 @@ struct SamplerStep {
               plan.has(kVarValues)},
              guidance_scale,
              clip,
-             clips};
+             clips,
+             Acc(1)};
     if (threshold.data) {
-      // Divided by the threshold after clipping to it: the coefficient is divided instead.
       const Acc bound = threshold[sample];
       s.clip = {-bound, bound};
-      s.row.mean_x0 /= bound;
+      // Divided by the threshold after clipping to it: without x0, the coefficient is instead.
+      if constexpr (kWithX0) {
+        s.x0_unit = bound;
+      } else {
+        s.row.mean_x0 /= bound;
+      }
     }
     return s;
   }

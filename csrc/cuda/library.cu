@@ -28,6 +28,7 @@ STABLE_TORCH_LIBRARY_IMPL(_genkern_cuda, CUDA, m) {
   m.impl("noise_loss_backward", TORCH_BOX(&genkern::cuda::noise_loss_backward));
   m.impl("sampler_step", TORCH_BOX(&genkern::cuda::sampler_step));
   m.impl("sampler_step_out", TORCH_BOX(&genkern::cuda::sampler_step_out));
+  m.impl("sampler_step_x0", TORCH_BOX(&genkern::cuda::sampler_step_x0));
   m.impl("sampler_step_backward", TORCH_BOX(&genkern::cuda::sampler_step_backward));
   m.impl("guidance_factor", TORCH_BOX(&genkern::cuda::guidance_factor));
   m.impl("dynamic_threshold", TORCH_BOX(&genkern::cuda::dynamic_threshold));

@@ -72,6 +72,12 @@ void sampler_step_out(Tensor x_t, Tensor pred, OptionalTensor var_values, Option
                       OptionalTensor key, OptionalTensor noise, Tensor coefficients,
                       OptionalTensor t, OptionalTensor guidance_factor, OptionalTensor threshold,
                       double guidance_scale, double x0_min, double x0_max, Tensor out);
+std::tuple<Tensor, Tensor> sampler_step_x0(Tensor x_t, Tensor pred, OptionalTensor var_values,
+                                           OptionalTensor uncond, OptionalTensor key,
+                                           OptionalTensor noise, Tensor coefficients,
+                                           OptionalTensor t, OptionalTensor guidance_factor,
+                                           OptionalTensor threshold, double guidance_scale,
+                                           double x0_min, double x0_max);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sampler_step_backward(
     Tensor grad, Tensor x_t, Tensor pred, OptionalTensor var_values, OptionalTensor uncond,
     OptionalTensor key, OptionalTensor noise, Tensor coefficients, OptionalTensor t,

@@ -220,7 +220,8 @@ def _noise_parts(
     return std, torch.where(none, 0.0, eps)
 
 
-def _sampler_step_reference(
+def _step_reference(
+    with_x0: bool,
     x_t: Tensor,
     pred: Tensor,
     var_values: Tensor | None,
@@ -234,20 +235,31 @@ def _sampler_step_reference(
     guidance_scale: float,
     x0_min: float,
     x0_max: float,
-) -> Tensor:
+) -> list[Tensor]:
     p, q, mean_x0, mean_x_t, mean_pred, std, lv, lv_values = columns(coefficients, t, x_t)
     x, m = wide(x_t), _guided(pred, uncond, guidance_factor, guidance_scale)
-    mean = mean_x_t * x + mean_pred * m
+    x_prev, x0 = mean_x_t * x + mean_pred * m, p * x + q * m
+    clips = threshold is not None or (x0_min, x0_max) != _NO_CLIP
     if threshold is not None:
         s = _per_sample(threshold, x_t)
-        mean = mean + mean_x0 * (torch.minimum(torch.maximum(p * x + q * m, -s), s) / s)
-    elif (x0_min, x0_max) != _NO_CLIP:
-        mean = mean + mean_x0 * (p * x + q * m).clamp(x0_min, x0_max)
+        x0 = torch.minimum(torch.maximum(x0, -s), s) / s
+    elif clips:
+        x0 = x0.clamp(x0_min, x0_max)
+    if clips or with_x0:
+        x_prev = x_prev + mean_x0 * x0
     eps = _eps(key, noise, x_t)
     if eps is not None:
         std, eps = _noise_parts(std, lv, lv_values, var_values, eps)
-        mean = mean + std * eps
-    return with_layout(mean.to(x_t.dtype), torch.empty_like(x_t))
+        x_prev = x_prev + std * eps
+    return [with_layout(out.to(x_t.dtype), torch.empty_like(x_t)) for out in (x_prev, x0)]
+
+
+def _sampler_step_reference(*args: Any) -> Tensor:
+    return _step_reference(False, *args)[0]
+
+
+def _sampler_step_x0_reference(*args: Any) -> tuple[Tensor, ...]:
+    return tuple(_step_reference(True, *args))
 
 
 def _sampler_step_backward_reference(
@@ -294,6 +306,34 @@ def _sampler_step_formula(
     wanted = (*needs[:4], needs[5])
     found = sampler_step_backward(grad, *args[:8], *args[10:], mask_of(wanted))
     found = asked(found, wanted)
+    return (*found[:4], None, found[4], *[None] * 7)
+
+
+def _sampler_step_x0_formula(
+    args: Args, needs: Sequence[bool], grad: Tensor | None, grad_x0: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x_t, pred, _, uncond, _, _, rows, t, factor, threshold, scale, *bounds = args
+    if factor is not None or threshold is not None:
+        return sampler_step_x0.reference_backward(args, needs, grad, grad_x0)
+    if tuple(bounds) == _NO_CLIP:
+        # Without bounds the backward operator takes x0 to be folded into the other columns.
+        largest = torch.finfo(rows.dtype).max
+        bounds = [-largest, largest]
+    wanted = (*needs[:4], needs[5])
+    found: list[Tensor | None] = [None] * 5
+    if grad is not None:
+        every = sampler_step_backward(grad, *args[:8], scale, *bounds, mask_of(wanted))
+        found = list(asked(every, wanted))
+    if grad_x0 is not None:
+        # x0 as the mean of a step without noise.
+        p_q, zeros = rows[:, :2], torch.zeros_like(rows[:, 3:])
+        x0_rows = torch.cat((p_q, torch.ones_like(rows[:, :1]), zeros), dim=1)
+        of_x0 = (needs[0], needs[1], False, needs[3], False)
+        given = (grad_x0, x_t, pred, None, uncond, None, None, x0_rows, t)
+        for i, along in enumerate(sampler_step_backward(*given, scale, *bounds, mask_of(of_x0))):
+            if of_x0[i]:
+                before = found[i]
+                found[i] = along if before is None else before + along
     return (*found[:4], None, found[4], *[None] * 7)
 
 
@@ -719,6 +759,14 @@ sampler_step = Op(
 sampler_step_out = WritingOp(
     sampler_step,
     f"sampler_step_out({_STEP}, {_WHOLE}, float guidance_scale, {_CLIP}, Tensor(a!) out) -> ()",
+)
+# The estimate of x0 as well; the mean's coefficients are of it, bounded or not.
+sampler_step_x0 = Op(
+    f"sampler_step_x0({_STEP}, {_WHOLE}, float guidance_scale, {_CLIP}) -> (Tensor, Tensor)",
+    reference=_sampler_step_x0_reference,
+    fake=lambda x_t, *rest: (torch.empty_like(x_t), torch.empty_like(x_t)),
+    samples=_sampler_step_samples,
+    backward=_sampler_step_x0_formula,
 )
 sampler_step_backward = Op(
     f"sampler_step_backward(Tensor grad, {_STEP}, float guidance_scale, {_CLIP}, int output_mask)"

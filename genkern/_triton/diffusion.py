@@ -338,7 +338,7 @@ def learned_deviation(
 
 @triton.jit
 def sampler_step_kernel(
-    x_t, pred, var_values, uncond, given, stream, guidance_factor, threshold, out,
+    x_t, pred, var_values, uncond, given, stream, guidance_factor, threshold, out, x0_out,
     table, t, form, guidance_scale: tl.float64, x0_min: tl.float64, x0_max: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr, CLIP: tl.constexpr,
@@ -349,7 +349,16 @@ def sampler_step_kernel(
     m = guided(pred, uncond, guidance_factor, guidance_scale, row, start, mask, form, T, VECTOR)
     total = tl.fma(coefficient(first, table, 4), m, coefficient(first, table, 3) * x)
     mean_x0 = coefficient(first, table, 2)
-    if threshold is not None:
+    if x0_out is not None:
+        x0 = x0_of(x, m, first, table)
+        if threshold is not None:
+            high = load_sample(threshold, row, form)
+            x0 = divide(clamp(x0, -high, high), high)
+        elif CLIP:
+            x0 = clamp(x0, tl.full((1, 1), x0_min, T), tl.full((1, 1), x0_max, T))
+        total = tl.fma(mean_x0, x0, total)
+        store(x0_out, x0, row, start, mask, form, VECTOR)
+    elif threshold is not None:
         # Divided by the threshold after clipping to it: the coefficient is divided instead.
         high = load_sample(threshold, row, form)
         x0 = clamp(x0_of(x, m, first, table), -high, high)
@@ -427,21 +436,36 @@ def sampler_step(
     return out
 
 
+def sampler_step_x0(
+    x_t: Tensor, pred: Tensor, var_values: Tensor | None, uncond: Tensor | None,
+    key: Tensor | None, noise: Tensor | None, coefficients: Tensor, t: Tensor | None,
+    guidance_factor: Tensor | None, threshold: Tensor | None,
+    guidance_scale: float, x0_min: float, x0_max: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out, x0 = torch.empty_like(x_t), torch.empty_like(x_t)
+    sampler_step_out(
+        x_t, pred, var_values, uncond, key, noise, coefficients, t, guidance_factor, threshold,
+        guidance_scale, x0_min, x0_max, out, x0,
+    )  # fmt: skip
+    return out, x0
+
+
 def sampler_step_out(
     x_t: Tensor, pred: Tensor, var_values: Tensor | None, uncond: Tensor | None,
     key: Tensor | None, noise: Tensor | None, coefficients: Tensor, t: Tensor | None,
     guidance_factor: Tensor | None, threshold: Tensor | None,
-    guidance_scale: float, x0_min: float, x0_max: float, out: Tensor,
+    guidance_scale: float, x0_min: float, x0_max: float, out: Tensor, x0: Tensor | None = None,
 ) -> None:  # fmt: skip
     if key is None and noise is None:
         var_values = None
     pinned = varies(coefficients if t is None else t, guidance_factor, threshold)
-    tiles = Tiles(x_t.shape, [x_t, pred, var_values, uncond, noise, out], key, pinned)
+    tiles = Tiles(x_t.shape, [x_t, pred, var_values, uncond, noise, out, x0], key, pinned)
     stream = tiles.stream(key)
     launch(
         sampler_step_kernel, tiles.programs, x_t.device,
         *map(tiles.operand, (x_t, pred, var_values, uncond, noise)), stream,
         tiles.per_sample(guidance_factor), tiles.per_sample(threshold), tiles.operand(out),
+        tiles.operand(x0),
         *tiles.table(coefficients, t), tiles.form, guidance_scale, x0_min, x0_max,
         T=arithmetic(x_t), **tiles.meta, BLOCKS=blocks_together(stream, x_t.dtype),
         CLIP=clamps(x0_min, x0_max),

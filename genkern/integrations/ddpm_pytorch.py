@@ -251,16 +251,11 @@ def _p_sample(
         mean = (self.posterior_mean_coef1, self.posterior_mean_coef2, None)
         return *_x0_columns(self, learned), *mean, std, offset, by_values
 
-    def x0_columns() -> Columns:
-        one = torch.ones_like(self.betas)
-        return *_x0_columns(self, learned), one, None, None, None, None, None
-
     row = _table(self, "step", x, columns)[t : t + 1]
-    x0_row = _table(self, "x0", x, x0_columns)[t : t + 1]
     key, noise = drawn(self.genkern_noise, x) if t > 0 else (None, None)
     rest = (None, None, None, 1.0, -1.0, 1.0)
-    x_prev = ops.sampler_step(x, pred, values, None, key, noise, row, *rest)
-    return x_prev, ops.sampler_step(x, pred, None, None, None, None, x0_row, *rest)
+    made: tuple[Tensor, Tensor] = ops.sampler_step_x0(x, pred, values, None, key, noise, row, *rest)
+    return made
 
 
 _METHODS: dict[Any, dict[str, Callable[..., Any]]] = {

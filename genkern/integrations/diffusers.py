@@ -153,20 +153,12 @@ class _Sampler:
     def step_rows(
         self, level: Tensor, prev: Tensor, t: Tensor, settings: _Settings, options: Options
     ) -> Tensor:
-        """`sampler_step`: the rows of the steps t."""
+        """`sampler_step_x0`: the rows of steps t, from one level to the other."""
         raise NotImplementedError
 
-    def rows(
-        self, scheduler: Any, settings: _Settings, options: Options, t: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The rows of the steps t, and those of their estimates of x0."""
-        level, prev = self.levels(scheduler, t)
-        forms, zero, one = _PATH.forms(level, settings.kind), 0.0 * level, torch.ones_like(level)
-        mean = _coefficients.step_mean(
-            settings.clipped, forms.x0_x_t, forms.x0_pred, one, zero, zero
-        )
-        x0 = torch.stack((*mean, *(zero.double(),) * 3), dim=1)
-        return self.step_rows(level, prev, t, settings, options), x0
+    def rows(self, scheduler: Any, settings: _Settings, options: Options, t: Tensor) -> Tensor:
+        """`sampler_step_x0`: the rows of the steps t."""
+        return self.step_rows(*self.levels(scheduler, t), t, settings, options)
 
 
 class _DDPM(_Sampler):
@@ -219,7 +211,7 @@ class _DDPM(_Sampler):
         noise = torch.where(t > 0, noise, 0.0)
         forms = _PATH.forms(level, settings.kind)
         mean = _coefficients.step_mean(
-            settings.clipped, forms.x0_x_t, forms.x0_pred, p.mean_x0, p.mean_x_t, zero
+            True, forms.x0_x_t, forms.x0_pred, p.mean_x0, p.mean_x_t, zero
         )
         return torch.stack((*mean, *(c.double() for c in (noise, offset, by_values))), dim=1)
 
@@ -248,9 +240,8 @@ class _DDIM(_Sampler):
         self, level: Tensor, prev: Tensor, t: Tensor, settings: _Settings, options: Options
     ) -> Tensor:
         eta, rederived = options
-        clipped = settings.clipped
         return _coefficients.ddim_step(
-            _PATH, level, prev, settings.kind, float(eta), clipped, clipped and rederived
+            _PATH, level, prev, settings.kind, float(eta), True, settings.clipped and rederived
         )
 
 
@@ -267,8 +258,8 @@ class _Run:
         self.settings = sampler.settings(scheduler, options)
         self._sampler, self.options = sampler, options
         self._state = _state(scheduler)
-        self._tables: dict[Any, tuple[Tensor, Tensor]] = {}
-        self._rows: dict[Any, dict[int, tuple[Tensor, Tensor]]] = {}
+        self._tables: dict[Any, Tensor] = {}
+        self._rows: dict[Any, dict[int, Tensor]] = {}
 
     def is_of(self, scheduler: Any, options: Options) -> bool:
         """Whether this is what would be made of the scheduler now."""
@@ -282,25 +273,23 @@ class _Run:
         self._state = state
         return True
 
-    def table(
-        self, scheduler: Any, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor] | None:
-        """The rows of all steps and of their estimates of x0; None where they cannot be kept."""
+    def table(self, scheduler: Any, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """The rows of all steps; None where they cannot be kept."""
         found = self._tables.get((dtype, device))
         if found is None and not tracing():
             # Kept beyond the caller's modes.
             with torch.inference_mode(False), torch.no_grad():
                 a = scheduler.alphas_cumprod
                 t = torch.arange(len(a), device=a.device)
-                step, x0 = self._sampler.rows(scheduler, self.settings, self.options, t)
-                found = step.to(device, dtype), x0.to(device, dtype)
+                found = self._sampler.rows(scheduler, self.settings, self.options, t)
+                found = found.to(device, dtype)
             self._tables[dtype, device] = found
         return found
 
     def row(
         self, scheduler: Any, dtype: torch.dtype, device: torch.device, t: int
-    ) -> tuple[Tensor, Tensor] | None:
-        """The rows of one step; None where it is not in the run, or not a step at all."""
+    ) -> Tensor | None:
+        """The row of one step; None where it is not in the run, or not a step at all."""
         rows = self._rows.setdefault((dtype, device), {})
         if t not in rows:
             steps = [step for step in scheduler.timesteps.tolist() if step >= 0]
@@ -312,8 +301,7 @@ class _Run:
             assert table is not None
             with torch.inference_mode(False):
                 index = torch.tensor(steps, device=device)
-                step, x0 = (x[index].split(1) for x in table)
-            rows.update(zip(steps, zip(step, x0, strict=True), strict=True))
+                rows.update(zip(steps, table[index].split(1), strict=True))
         return rows[t]
 
 
@@ -377,31 +365,28 @@ def _step(
         if rows is not None:
             index = t.reshape(()).to(x_t.device, torch.int64)
         else:
-            made = sampler.rows(scheduler, settings, options, t.reshape(1).to(x_t.device))
-            rows = made[0].to(where[0]), made[1].to(where[0])
+            rows = sampler.rows(scheduler, settings, options, t.reshape(1).to(x_t.device))
+            rows = rows.to(where[0])
     else:
         step = int(timestep)
         rows = run.row(scheduler, *where, step)
         if rows is None:
             return None
         noisy = noisy and (step > 0 or sampler is _DDIM_SAMPLER)
-    row, x0_row = rows
 
     pred, values = output.chunk(2, dim=1) if settings.learned else (output, None)
     key = noise = None
     if noisy:
         key, noise = _drawn(scheduler.noise, pred, x_t, generator, given_noise)
     x_t, pred, values, noise = promoted(x_t, pred, values, noise)  # type: ignore[assignment]
-    if row.dtype != arithmetic(x_t.dtype):
-        row, x0_row = row.double(), x0_row.double()
+    if rows.dtype != arithmetic(x_t.dtype):
+        rows = rows.double()
     limit = None
     if settings.threshold is not None:
-        limit = ops.dynamic_threshold(
-            x_t, pred, None, x0_row, index, None, 1.0, *settings.threshold
-        )
-    whole = (index, None, limit, 1.0, *settings.clip)
-    x_prev = ops.sampler_step(x_t, pred, values, None, key, noise, row, *whole)
-    return x_prev, ops.sampler_step(x_t, pred, None, None, None, None, x0_row, *whole)
+        limit = ops.dynamic_threshold(x_t, pred, None, rows, index, None, 1.0, *settings.threshold)
+    whole = (rows, index, None, limit, 1.0, *settings.clip)
+    made: tuple[Tensor, Tensor] = ops.sampler_step_x0(x_t, pred, values, None, key, noise, *whole)
+    return made
 
 
 def _unfit(output: Any, x_t: Any, timestep: Any, learned: bool, noise: Tensor | None) -> str | None:
@@ -455,7 +440,7 @@ def _ddpm_step(
     generator: Generators = None,
     return_dict: bool = True,
 ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
-    """DDPMScheduler.step in one kernel, and another for pred_original_sample."""
+    """DDPMScheduler.step in one kernel."""
     made = _step(
         _DDPM_SAMPLER,
         self,
@@ -482,7 +467,7 @@ def _ddim_step(
     variance_noise: Tensor | None = None,
     return_dict: bool = True,
 ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
-    """DDIMScheduler.step in one kernel, and another for pred_original_sample."""
+    """DDIMScheduler.step in one kernel."""
     made = None
     # diffusers has the errors for what it does not take.
     if self.num_inference_steps is not None and (generator is None or variance_noise is None):

@@ -226,21 +226,22 @@ def _sampler_step(
     guidance_scale: float,
     lo: float,
     hi: float,
+    with_x0: bool = False,
 ) -> list[Expected | None]:
     c = _columns(coefficients, t, x_t, _STEP)
     x, m, eps = _exact(x_t), _guided(pred, uncond, factor, guidance_scale), _eps(key, noise, x_t)
     step = _sum((c["mean_x"], x), (c["mean_pred"], m))
-    if threshold is not None or _clips(lo, hi):
-        x0 = _sum((c["x0_x"], x), (c["x0_pred"], m))
-        if threshold is not None:
-            s = _each(threshold, x_t)
-            x0 = Expected(np.minimum(np.maximum(x0.value, -s), s) / s, x0.scale / s)
-        else:
-            x0 = _clip(x0, lo, hi, x_t.dtype).clipped
+    x0 = _sum((c["x0_x"], x), (c["x0_pred"], m))
+    if threshold is not None:
+        s = _each(threshold, x_t)
+        x0 = Expected(np.minimum(np.maximum(x0.value, -s), s) / s, x0.scale / s)
+    elif _clips(lo, hi):
+        x0 = _clip(x0, lo, hi, x_t.dtype).clipped
+    if with_x0 or threshold is not None or _clips(lo, hi):
         step = _sum((1, step), (c["mean_x0"], x0))
     if eps is not None:
         step = _sum((1, step), (1, _product(_std(c, var_values), eps)))
-    return [_whole(step, x_t)]
+    return [_whole(step, x_t), *([_whole(x0, x_t)] if with_x0 else [])]
 
 
 def _sampler_step_backward(
@@ -481,6 +482,7 @@ EXPECTED: dict[str, Callable[..., list[Expected | None]]] = {
     "noise_loss_backward": _noise_loss_backward,
     "sampler_step": _sampler_step,
     "sampler_step_out": lambda *args: _sampler_step(*args[:-1]),
+    "sampler_step_x0": functools.partial(_sampler_step, with_x0=True),
     "sampler_step_backward": _sampler_step_backward,
     "guidance_factor": _guidance_factor,
     "dynamic_threshold": _dynamic_threshold,
@@ -583,20 +585,25 @@ def _eager_sampler_step(
     guidance_scale: float,
     lo: float,
     hi: float,
-) -> Tensor:
+    with_x0: bool = False,
+) -> tuple[Tensor, ...]:
     c = _eager_columns(coefficients, t, x_t)
     m = _eager_guided(pred, uncond, factor, guidance_scale)
     x0 = c[0] * x_t + c[1] * m
     out = c[3] * x_t + c[4] * m
     if threshold is not None:
         s = _eager_each(threshold, x_t)
-        out = c[2] * (torch.clamp(x0, -s, s) / s) + out
+        x0 = torch.clamp(x0, -s, s) / s
     elif _clips(lo, hi):
-        out = c[2] * x0.clamp(lo, hi) + out
+        x0 = x0.clamp(lo, hi)
+    if with_x0 or threshold is not None or _clips(lo, hi):
+        out = c[2] * x0 + out
     std = c[5]
     if var_values is not None:
         std = std * torch.exp(0.5 * (c[6] + c[7] * var_values))
-    return out if key is None and noise is None else out + std * _eager_eps(key, noise, x_t)
+    if key is not None or noise is not None:
+        out = out + std * _eager_eps(key, noise, x_t)
+    return (out, x0) if with_x0 else (out,)
 
 
 def _eager_sampler_step_backward(
@@ -613,7 +620,7 @@ def _eager_sampler_step_backward(
 ) -> tuple[Tensor | None, ...]:
     x_t, pred, var_values, uncond, noise = leaves = as_leaves(x_t, pred, var_values, uncond, noise)
     given = (x_t, pred, var_values, uncond, key, noise, coefficients, t, None, None)
-    step = _eager_sampler_step(*given, *rest[:-1])
+    (step,) = _eager_sampler_step(*given, *rest[:-1])
     return eager_gradients([(step, grad)], leaves)
 
 
@@ -700,6 +707,7 @@ EAGER: dict[str, Callable[..., Any]] = {
     "noise_loss_backward": _eager_noise_loss_backward,
     "sampler_step": _eager_sampler_step,
     "sampler_step_out": lambda *args: _eager_sampler_step(*args[:-1]),
+    "sampler_step_x0": functools.partial(_eager_sampler_step, with_x0=True),
     "sampler_step_backward": _eager_sampler_step_backward,
     "guidance_factor": _eager_guidance_factor,
     "dynamic_threshold": _eager_dynamic_threshold,

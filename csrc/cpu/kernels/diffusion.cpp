@@ -282,6 +282,7 @@ enum StepTensor {
   kStepNoise,
   kStepGrad,
   kNext,
+  kX0,
   kStepGradXt,  // and the other four, in the order of their tensors
   kStepTensors = kStepGradXt + 5
 };
@@ -302,7 +303,7 @@ Tensors<S, kStepTensors> step_tensors(const SamplerStep& call) {
   return {
       call,
       {&call.x_t, &call.pred, &call.var_values, &call.uncond, &call.noise, &call.grad, &call.out,
-       &call.grad_x_t, &call.grad_pred, &call.grad_var_values, &call.grad_uncond, &call.grad_noise},
+       &call.x0, &call.grad_x_t, &call.grad_pred, &call.grad_var_values, &call.grad_uncond, &call.grad_noise},
       call.keys.data == nullptr,
       kNext};
 }
@@ -343,14 +344,16 @@ void scale_noise(int64_t n, const T* eps, const T* var_values, T log_variance, T
   });
 }
 
-// clamp(p x + q m).
+// clamp(p x + q m), in units of `unit`.
 template <class T>
-void clipped_x0(int64_t n, const T* x, const T* m, T p, T q, T low, T high, T* out) {
+void clipped_x0(int64_t n, const T* x, const T* m, T p, T q, T low, T high, T unit, T* out) {
   for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
     const V x0 = madd(V(q), load_vector<V>(m + i), V(p) * load_vector<V>(x + i));
     store_vector(out + i, clamp(x0, V(low), V(high)));
   });
+  if (unit == T(1)) return;
+  for (int64_t i = 0; i < n; ++i) out[i] /= unit;
 }
 
 bool clips(double low, double high) { return low != -INFINITY || high != INFINITY; }
@@ -361,10 +364,10 @@ void sampler_step(const SamplerStep& call) {
     using T = typename Arithmetic<S>::T;
     const auto a = step_tensors<S>(call);
     const Cut cut = cut_of(call);
-    const bool clip = call.threshold.data || clips(call.x0_min, call.x0_max);
+    const bool by_x0 = a[kX0] || call.threshold.data || clips(call.x0_min, call.x0_max);
     for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
       alignas(64) T x_[kChunk], pred_[kChunk], values_[kChunk], uncond_[kChunk], eps_[kChunk];
-      alignas(64) T guided_[kChunk], x0[kChunk], scaled[kChunk], out_[kChunk];
+      alignas(64) T guided_[kChunk], x0_[kChunk], scaled[kChunk], out_[kChunk];
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
         const T* eps = noise_of<S>(call, call.keys, a, kStepNoise,
@@ -374,6 +377,7 @@ void sampler_step(const SamplerStep& call) {
         const T* values =
             a[kVarValues] && eps ? a[kVarValues].read(unit.start, unit.n, values_) : nullptr;
         T* out = a[kNext].target(unit.start, unit.n, out_);
+        T* x0 = a[kX0] ? a[kX0].target(unit.start, unit.n, x0_) : x0_;
         for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
           const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
           // A coefficient of 0 adds no noise, whatever it and its deviation are.
@@ -383,7 +387,7 @@ void sampler_step(const SamplerStep& call) {
             scale_noise(n, e, values + at, c(kLogVariance), c(kLogVarianceValues), scaled + at);
             e = scaled + at;
           }
-          if (!clip) {
+          if (!by_x0) {
             if (e) {
               combine<3, T>(n, {x + at, m + at, e}, {c(kMeanXt), c(kMeanPred), std}, out + at);
             } else {
@@ -391,24 +395,24 @@ void sampler_step(const SamplerStep& call) {
             }
             return;
           }
-          T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max);
-          T mean_x0 = c(kMeanX0);
+          T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max), unit_x0 = T(1);
           if (call.threshold.data) {
-            // Divided by the threshold after clipping to it: the coefficient is divided instead.
+            // Divided by the threshold after clipping to it.
             high = value_of<T>(call.threshold, sample, 1.0);
             low = -high;
-            mean_x0 /= high;
+            unit_x0 = high;
           }
-          clipped_x0(n, x + at, m + at, c(kX0Xt), c(kX0Pred), low, high, x0 + at);
+          clipped_x0(n, x + at, m + at, c(kX0Xt), c(kX0Pred), low, high, unit_x0, x0 + at);
           if (e) {
-            combine<4, T>(n, {x0 + at, x + at, m + at, e}, {mean_x0, c(kMeanXt), c(kMeanPred), std},
-                          out + at);
+            combine<4, T>(n, {x0 + at, x + at, m + at, e},
+                          {c(kMeanX0), c(kMeanXt), c(kMeanPred), std}, out + at);
           } else {
-            combine<3, T>(n, {x0 + at, x + at, m + at}, {mean_x0, c(kMeanXt), c(kMeanPred)},
+            combine<3, T>(n, {x0 + at, x + at, m + at}, {c(kMeanX0), c(kMeanXt), c(kMeanPred)},
                           out + at);
           }
         });
         a[kNext].write(unit.start, unit.n, out, out_);
+        if (a[kX0]) a[kX0].write(unit.start, unit.n, x0, x0_);
       }
     });
   });

@@ -46,6 +46,9 @@ constexpr const char* kSchemas[] = {
     "sampler_step_out(Tensor x_t, Tensor pred, Tensor? var_values, Tensor? uncond, Tensor? "
     "key, Tensor? noise, Tensor coefficients, Tensor? t, Tensor? guidance_factor, Tensor? "
     "threshold, float guidance_scale, float x0_min, float x0_max, Tensor(a!) out) -> ()",
+    "sampler_step_x0(Tensor x_t, Tensor pred, Tensor? var_values, Tensor? uncond, Tensor? key, "
+    "Tensor? noise, Tensor coefficients, Tensor? t, Tensor? guidance_factor, Tensor? threshold, "
+    "float guidance_scale, float x0_min, float x0_max) -> (Tensor, Tensor)",
     "sampler_step_backward(Tensor grad, Tensor x_t, Tensor pred, Tensor? var_values, Tensor? "
     "uncond, Tensor? key, Tensor? noise, Tensor coefficients, Tensor? t, float "
     "guidance_scale, float x0_min, float x0_max, int output_mask) -> (Tensor, Tensor, Tensor, "
