@@ -29,9 +29,9 @@ def skip_if_refused(backend: Backend, op: Op, args: tuple[Any, ...]) -> None:
         pytest.skip(f"{backend.name}: {reason}")
 
 
-def skip_unless_usable(backend: Backend) -> None:
-    """Skips where the backend cannot run a plain CPU call."""
-    x = torch.zeros(2, 3)
+def skip_unless_usable(backend: Backend, device: torch.device | str = "cpu") -> None:
+    """Skips where the backend cannot run a plain call on a device."""
+    x = torch.zeros(2, 3, device=device)
     skip_if_refused(backend, OPS["bernoulli_nll"], (x, x, 0))
 
 
@@ -85,9 +85,14 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+def randn(
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
 
 def decoder_nll(x: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:

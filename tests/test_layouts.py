@@ -36,13 +36,13 @@ def _channels_last(x):
 
 def _embedded(x):
     """The middle of a larger tensor: no dimension is dense, and the start is not aligned."""
-    whole = torch.full([n + 3 for n in x.shape], float("nan"), dtype=x.dtype)
+    whole = x.new_full([n + 3 for n in x.shape], float("nan"))
     view = whole[tuple(slice(1, 1 + n) for n in x.shape)]
     return view.copy_(x)
 
 
 def _stepped(x):
-    whole = torch.full((*x.shape, 2), float("nan"), dtype=x.dtype)
+    whole = x.new_full((*x.shape, 2), float("nan"))
     return whole[..., 1].copy_(x)
 
 
@@ -63,47 +63,57 @@ LAYOUTS = {
 }
 
 
-@each_backend
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_strides_do_not_change_the_numbers(backend, layout):
-    skip_unless_usable(backend)
-    dense = [randn(3, 4, 5, 6, seed=s) for s in range(5)]
-    moved = [LAYOUTS[layout](x) for x in dense]
-    mixed = [m if i % 2 else d for i, (d, m) in enumerate(zip(dense, moved, strict=True))]
-    keys = split(key(1), 3)
-    calls = {
-        "rsample": lambda m, v, a, b, e: rsample(m, v, key=key(2)),
+def calls_of_five(device="cpu"):
+    """Calls of five tensors (3, 4, 5, 6), without a reduction."""
+    table, t = TABLE.to(device), TIMES.to(device)
+    keys = split(key(1, device=device), 3)
+    return {
+        "rsample": lambda m, v, a, b, e: rsample(m, v, key=key(2, device=device)),
         "rsample k": lambda m, v, a, b, e: rsample(m, v, key=keys, num_samples=2),
         "rsample_kl": lambda m, v, a, b, e: rsample_kl(m, v, a, b, noise=e, reduction="none"),
         "kl": lambda m, v, a, b, e: kl(m, v, a, b, reduction="none"),
         "bernoulli": lambda m, v, a, b, e: bernoulli_nll(m, v, reduction="none"),
         "gaussian": lambda m, v, a, b, e: gaussian_nll(m, v, reduction="none"),
         "discriminator": lambda m, v, a, b, e: discriminator_loss(m, v, reduction="none"),
-        "interpolate": lambda m, v, a, b, e: interpolate(m, v, key=key(2)),
+        "interpolate": lambda m, v, a, b, e: interpolate(m, v, key=key(2, device=device)),
         "optimal": lambda m, v, a, b, e: optimal_discriminator(m, v),
-        "affine": lambda m, v, a, b, e: OPS["affine"](m, v, a, None, e, TABLE, TIMES),
+        "affine": lambda m, v, a, b, e: OPS["affine"](m, v, a, None, e, table, t),
         "noise_loss": lambda m, v, a, b, e: OPS["noise_loss"](
-            m, v, keys, None, TABLE[:, :4], TIMES, None, 0
+            m, v, keys, None, table[:, :4], t, None, 0
         ),
         "sampler_step": lambda m, v, a, b, e: OPS["sampler_step"](
-            m, v, a, b, None, e, TABLE, TIMES, None, None, 2.0, -0.5, 0.5
+            m, v, a, b, None, e, table, t, None, None, 2.0, -0.5, 0.5
         ),
         "sampler_step_x0": lambda m, v, a, b, e: OPS["sampler_step_x0"](
-            m, v, a, b, None, e, TABLE, TIMES, None, None, 2.0, -0.5, 0.5
+            m, v, a, b, None, e, table, t, None, None, 2.0, -0.5, 0.5
         ),
         "vlb": lambda m, v, a, b, e: OPS["vlb"](
-            m, v, a, key(2), None, TABLE, TIMES, -1.0, 1.0, 0.5, 1.0, False, 0
+            m, v, a, key(2, device=device), None, table, t, -1.0, 1.0, 0.5, 1.0, False, 0
         ),
     }
+
+
+def check_strides(layout, device="cpu"):
+    """The calls give the same bits for other strides, and reductions the same sums."""
+    dense = [randn(3, 4, 5, 6, seed=s, device=device) for s in range(5)]
+    moved = [LAYOUTS[layout](x) for x in dense]
+    mixed = [m if i % 2 else d for i, (d, m) in enumerate(zip(dense, moved, strict=True))]
+    for name, call in calls_of_five(device).items():
+        for arranged in (moved, mixed):
+            for got, want in zip(outputs(call(*arranged)), outputs(call(*dense)), strict=True):
+                assert same_bits(got, want), name
+    for reduction in ("sum", "sample"):
+        # Another order of summation is allowed for other strides; not another sum.
+        got, want = (kl(*xs[:4], reduction=reduction) for xs in (moved, dense))
+        torch.testing.assert_close(got, want, rtol=8 * 2.0**-23, atol=0)
+
+
+@each_backend
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_do_not_change_the_numbers(backend, layout):
+    skip_unless_usable(backend)
     with genkern.use_backend(backend.name):
-        for name, call in calls.items():
-            for arranged in (moved, mixed):
-                for got, want in zip(outputs(call(*arranged)), outputs(call(*dense)), strict=True):
-                    assert same_bits(got, want), name
-        for reduction in ("sum", "sample"):
-            # Another order of summation is allowed for other strides; not another sum.
-            got, want = (kl(*xs[:4], reduction=reduction) for xs in (moved, dense))
-            torch.testing.assert_close(got, want, rtol=8 * 2.0**-23, atol=0)
+        check_strides(layout)
 
 
 @each_backend
@@ -201,22 +211,23 @@ SIZE = 4 * 8 * 16 * 32 * 32
 SCRATCH = 64 * 1024
 
 COMMON = {
-    "contiguous": lambda s: randn(*N, seed=s),
-    "channels_last": lambda s: _channels_last(randn(*N, seed=s)),
-    "chunk": lambda s: randn(8, 32, 32, 32, seed=s).chunk(2, 1)[s % 2],
-    "expanded": lambda s: randn(1, 16, 32, 32, seed=s).expand(N),
-    "0-stride prior": lambda s: randn(*N, seed=s) if s < 2 else torch.tensor(0.5).expand(N),
+    "contiguous": lambda s, device="cpu": randn(*N, seed=s, device=device),
+    "channels_last": lambda s, device="cpu": _channels_last(randn(*N, seed=s, device=device)),
+    "chunk": lambda s, device="cpu": randn(8, 32, 32, 32, seed=s, device=device).chunk(2, 1)[s % 2],
+    "expanded": lambda s, device="cpu": randn(1, 16, 32, 32, seed=s, device=device).expand(N),
+    "0-stride prior": lambda s, device="cpu": (
+        randn(*N, seed=s, device=device) if s < 2 else torch.full((), 0.5, device=device).expand(N)
+    ),
 }
 
 
-@pytest.mark.parametrize("layout", COMMON)
-def test_common_layouts_need_no_copy(layout):
-    skip_unless_usable(NATIVE)
-    mu, logvar, m2, lv2 = (COMMON[layout](s) for s in range(4))
-    k = key(1)
-    t, step = torch.arange(8) % 4, (None, None, 2.0, -0.5, 0.5)
+def common_calls(layout, device="cpu"):
+    """Calls, and how many tensors of their inputs' size each returns."""
+    mu, logvar, m2, lv2 = (COMMON[layout](s, device) for s in range(4))
+    k, table = key(1, device=device), TABLE.to(device)
+    t, step = torch.arange(8, device=device) % 4, (None, None, 2.0, -0.5, 0.5)
     # An expanded mu has a dense result, as torch.empty_like gives.
-    for outs, call in (
+    return (
         (1, lambda: rsample(mu, logvar, key=k)),
         (0, lambda: kl(mu, logvar, m2, lv2)),
         (0, lambda: kl(mu, logvar, reduction="sample")),
@@ -228,13 +239,19 @@ def test_common_layouts_need_no_copy(layout):
         (0, lambda: discriminator_loss(mu, logvar)),
         (0, lambda: gradient_penalty(mu)),
         (1, lambda: interpolate(mu, logvar, key=k)),
-        (1, lambda: OPS["affine"](mu, logvar, None, k, None, TABLE, t)),
-        (0, lambda: OPS["noise_loss"](mu, logvar, k, None, TABLE[:, :4], t, None, 1)),
-        (1, lambda: OPS["sampler_step"](mu, m2, logvar, lv2, k, None, TABLE, t, *step)),
-        (2, lambda: OPS["sampler_step_x0"](mu, m2, logvar, lv2, k, None, TABLE, t, *step)),
-        (0, lambda: OPS["vlb"](mu, logvar, m2, k, None, TABLE, t, -1.0, 1.0, 1.0, 1.0, True, 1)),
+        (1, lambda: OPS["affine"](mu, logvar, None, k, None, table, t)),
+        (0, lambda: OPS["noise_loss"](mu, logvar, k, None, table[:, :4], t, None, 1)),
+        (1, lambda: OPS["sampler_step"](mu, m2, logvar, lv2, k, None, table, t, *step)),
+        (2, lambda: OPS["sampler_step_x0"](mu, m2, logvar, lv2, k, None, table, t, *step)),
+        (0, lambda: OPS["vlb"](mu, logvar, m2, k, None, table, t, -1.0, 1.0, 1.0, 1.0, True, 1)),
         (0, lambda: OPS["guidance_factor"](mu, m2, 3.0, 0.7)),
-    ):
+    )
+
+
+@pytest.mark.parametrize("layout", COMMON)
+def test_common_layouts_need_no_copy(layout):
+    skip_unless_usable(NATIVE)
+    for outs, call in common_calls(layout):
         assert outs * SIZE <= _allocated(call) <= outs * SIZE + SCRATCH
 
 
