@@ -13,7 +13,7 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cp
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter distributed docs test bench lint format cuda exhaustive compat clean FORCE
+.PHONY: help demo chapter distributed docs test bench gpu lint format cuda exhaustive compat clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make docs        build the documentation's site, docs/_build/html/index.html"
 	@echo "make test        run the tests"
 	@echo "make bench       run the benchmarks"
+	@echo "make gpu         run the tests and benchmarks that need a GPU; write docs/evidence/gpu.json"
 	@echo "make lint        check format, style and types"
 	@echo "make format      format the sources"
 	@echo "make cuda        compile the CUDA library (needs nvcc, no GPU)"
@@ -52,6 +53,9 @@ test: .venv/installed
 
 bench: .venv/installed
 	@$(PY) -m benchmarks $(ARGS)
+
+gpu: .venv/installed
+	@$(PY) -m benchmarks.gpu $(ARGS)
 
 exhaustive: .venv/installed
 	@$(PY) -m pytest -m exhaustive $(ARGS)

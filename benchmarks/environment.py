@@ -50,6 +50,7 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "genkern": genkern.__version__,
         "torch": torch.__version__,
+        "triton": _version("triton"),
         "diffusers": _version("diffusers"),
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -19,6 +19,8 @@ import genkern
 _ROUND_SECONDS = 0.01
 # Larger than the last-level cache of any GPU: written before each timed call.
 _FLUSH_BYTES = 512 << 20
+# Writing it takes far longer than a quick call.
+_CUDA_REPEATS = 50
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class _OnCuda:
 
     def __call__(self, run: Callable[[], Any], repeats: int) -> float:
         pairs = []
-        for _ in range(repeats):
+        for _ in range(min(repeats, _CUDA_REPEATS)):
             self._flush.zero_()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()

@@ -77,12 +77,12 @@ def previous(scheduler, t: int) -> int:
     return t - len(scheduler) // scheduler.num_inference_steps
 
 
-def compare_step(theirs, ours, t, x, output, **options):
-    """One step of both, with generators of one seed, which must end in one state."""
+def compare_step(theirs, ours, t, x, output, device="cpu", **options):
+    """One step of both, ours on a device, with generators of one seed and one state after it."""
     kind = theirs.config.prediction_type
     a, b = seeded(), seeded()
     want = theirs.step(output, t, x, generator=a, **options)
-    got = ours.step(output, t, x, generator=b, **options)
+    got = ours.step(output.to(device), t, x.to(device), generator=b, **options)
     assert type(got) is type(want)
     assert torch.equal(a.get_state(), b.get_state())
     now, before = alphas(theirs, int(t), previous(theirs, int(t)))
@@ -90,9 +90,9 @@ def compare_step(theirs, ours, t, x, output, **options):
     bound = rounding(now, before, kind, x, pred, noise)
     if output.shape != x.shape and t > 0:
         bound = bound + learned_rounding(now, before, output[:, x.shape[1] :], noise)
-    check(got.prev_sample, want.prev_sample, bound)
+    check(got.prev_sample.cpu(), want.prev_sample, bound)
     check(
-        got.pred_original_sample,
+        got.pred_original_sample.cpu(),
         want.pred_original_sample,
         rounding(now, 1.0, kind, x, pred, noise),
     )
