@@ -21,7 +21,8 @@ _EPILOG = """\
 Each case is checked against float64 mathematics first; one that fails prints FAILED and no speed,
 and the exit code is 1. Times are per call, the best of interleaved rounds. The roof is a C++ triad
 into newly allocated tensors, as operators return them. --device cuda times with CUDA events after
-overwriting the L2 cache; it has not been run on hardware.
+overwriting the L2 cache, against PyTorch's triad and without floors and goals; it has not been run
+on hardware.
 """
 _QUICK_ELEMENTS = 1 << 20
 

@@ -85,19 +85,19 @@ def warnings(facts: dict[str, Any]) -> list[str]:
 
 def measure_roof(device: torch.device, threads: int, rounds: int) -> dict[str, Any]:
     """GB/s of each triad, into new tensors and into one buffer; or why there is none."""
-    reason = "no triad for GPUs" if device.type == "cuda" else roof.missing_reason()
+    reason = roof.missing_reason(device)
     if reason is not None:
         return {"missing": reason}
     calls = {
         (name, reuse): Contender(triad, threads)
         for reuse in (False, True)
-        for name, triad in roof.triads(_ROOF_STREAM, threads, reuse=reuse).items()
+        for name, triad in roof.triads(_ROOF_STREAM, threads, device, reuse=reuse).items()
     }
     timed = interleave(
         {f"{name}|{reuse}": call for (name, reuse), call in calls.items()},
         rounds=rounds,
         seconds=2.0,
-        device=torch.device("cpu"),
+        device=device,
     )
     nbytes = roof.STREAMS * _ROOF_STREAM
     rates = {key: nbytes / timed[f"{key[0]}|{key[1]}"].best / 1e9 for key in calls}

@@ -1,4 +1,4 @@
-"""The roof: the bandwidth that a C++ triad reaches on this machine, in an operator's conditions.
+"""The roof: the bandwidth that a triad reaches on this machine, in an operator's conditions.
 
 An operator returns new tensors. Memory that was just allocated costs a page fault at its first
 touch, which on many machines takes longer than the write itself, so the triad that stands for the
@@ -15,7 +15,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -76,21 +76,31 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
     return library, ""
 
 
-def missing_reason() -> str | None:
+def missing_reason(device: torch.device) -> str | None:
     """Why there is no roof, or None."""
-    return _library()[1] or None
+    return None if device.type == "cuda" else _library()[1] or None
+
+
+def _plain_triad(n: int, device: torch.device, reuse: bool) -> dict[str, Callable[[], object]]:
+    """PyTorch's: on a GPU it is one kernel, with nothing to gain from other writes."""
+    b, c, buffer = (torch.ones(n, device=device) for _ in range(3))
+    out = buffer if reuse else None
+    return {"triad": lambda: torch.add(b, c, alpha=0.5, out=out)}
 
 
 def triads(
-    stream_bytes: int, threads: int, *, reuse: bool = False
-) -> dict[str, Callable[[], None]]:
+    stream_bytes: int, threads: int, device: torch.device, *, reuse: bool = False
+) -> Mapping[str, Callable[[], object]]:
     """The triads on three float32 streams of stream_bytes each; none without a compiler.
 
     Args:
         stream_bytes: Size of each of the three arrays.
-        threads: Number of threads.
+        threads: Number of threads, on a CPU.
+        device: Where the arrays are.
         reuse: Write to one buffer again and again, instead of to a new tensor in every call.
     """
+    if device.type == "cuda":
+        return _plain_triad(stream_bytes // 4, device, reuse)
     library, _ = _library()
     if library is None:
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 import genkern
 from benchmarks import calls, gate, roof
-from benchmarks.cases import Case
+from benchmarks.cases import Case, Target
 from benchmarks.timing import Contender, Timing, interleave, running
 from genkern._ops.op import BACKENDS
 
@@ -83,13 +84,18 @@ def _meets_diffusers(case: Case, options: Options) -> bool:
     return has and "diffusers" not in options.without
 
 
+def _targets(case: Case, options: Options) -> Sequence[Target]:
+    """The case's floors and goals, which are a CPU's."""
+    return case.targets if options.device.type == "cpu" else ()
+
+
 def _contenders(
     given: calls.Arguments, options: Options, backends: list[str], record: Record
 ) -> dict[str, Contender]:
     """The calls to time, by name."""
     case, threads = given.case, record["threads"]
     step = calls.genkern_step(given)
-    against = {target.against for target in case.targets}
+    against = {target.against for target in _targets(case, options)}
     found: dict[str, Contender] = {}
 
     if "eager" not in options.without:
@@ -112,8 +118,8 @@ def _contenders(
         noise = calls.noise_step(case, options.device)
         found["normal"] = dataclasses.replace(own, run=noise)
     stream = case.elements * case.dtype.itemsize
-    if options.device.type == "cpu" and stream >= _ROOF_BYTES:
-        for name, triad in roof.triads(stream, threads).items():
+    if stream >= _ROOF_BYTES:
+        for name, triad in roof.triads(stream, threads, options.device).items():
             found[name] = Contender(triad, threads)
     return found
 
@@ -182,7 +188,7 @@ def run(case: Case, options: Options) -> Record:
     record["times"] = {name: dataclasses.asdict(timing) for name, timing in times.items()}
     record["gbps"] = record["bytes"] / own / 1e9
     record["ratios"] = {n: limits[n] / own for n in limits if n != record["backend"]}
-    for target in case.targets:
+    for target in _targets(case, options):
         ratio = record["ratios"].get(target.against)
         record["targets"].append({**dataclasses.asdict(target), "ratio": ratio})
     return record

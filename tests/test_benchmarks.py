@@ -191,11 +191,25 @@ def test_the_triads_are_triads(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert torch.equal(a, b + 0.5 * c)
 
 
+def test_the_roof_of_a_gpu_is_a_triad() -> None:
+    for reuse in (False, True):
+        (triad,) = roof._plain_triad(8, CPU, reuse).values()
+        assert torch.equal(triad(), torch.full((8,), 1.5))
+    assert roof.missing_reason(torch.device("cuda")) is None
+
+
+def test_floors_and_goals_are_a_cpus() -> None:
+    case = next(case for case in CASES if case.targets)
+    assert run._targets(case, OPTIONS) == case.targets
+    on_gpu = dataclasses.replace(OPTIONS, device=torch.device("cuda"))
+    assert run._targets(case, on_gpu) == ()
+
+
 def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     roof._library.cache_clear()
-    reason, triads = roof.missing_reason(), roof.triads(1 << 22, 1)
+    reason, triads = roof.missing_reason(CPU), roof.triads(1 << 22, 1, CPU)
     roof._library.cache_clear()
     assert reason == "no C++ compiler (c++, g++, clang++ or $CXX)"
     assert triads == {}
