@@ -73,7 +73,7 @@ def test_runs_on_the_current_stream(backend, cuda, name):
         want = _run(name, new)
         _run(name, i)  # leaves memory to the call below, which then allocates none
         stream.synchronize()
-        torch.cuda._sleep(100_000_000)  # cycles, some 50 ms
+        torch.cuda._sleep(500_000_000)  # cycles, some 0.3 s
         copy_into(i, new)
         got = _run(name, i)
         assert not stream.query(), "the host waited for the device"

@@ -24,6 +24,8 @@ CASES = [("one key", shape) for shape in SHAPES] + [("keys", shape) for shape in
 @each_dtype
 @pytest.mark.parametrize(("kind", "shape"), CASES)
 def test_noise_has_the_bits_of_the_cpu(backend, device, kind, shape, dtype):
+    if dtype == torch.bfloat16 and backend.name == "triton" and device.type == "cpu":
+        pytest.skip("triton: the interpreter truncates to bfloat16")
     key = KEY if kind == "one key" else _keys(shape)
     there = key.to(device)
     for draw in (random.uniform, random.normal):
