@@ -34,7 +34,7 @@ F64 = torch.float64
 REDUCTIONS = ("none", "sum", "mean", "batchmean", "sample")
 
 
-@pytest.fixture(autouse=True, params=["native", "triton", "reference"])
+@pytest.fixture(autouse=True, params=[b.name for b in genkern.backends.BACKENDS])
 def chosen(request):
     """Every test runs with each backend chosen."""
     backend = next(b for b in genkern.backends.BACKENDS if b.name == request.param)
