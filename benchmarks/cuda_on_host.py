@@ -1,4 +1,4 @@
-"""The CUDA kernels executed on a CPU with checks: builds, runs the tests, and counts what ran.
+"""The CUDA kernels executed on a CPU with checks: builds, tests, and which kernels ran.
 
 `python -m benchmarks.cuda_on_host --quick` is `make cuda-on-host`; without `--quick` more tests
 run, the library of GCC's own sanitizers is built and run too, and each barrier of the kernels is
@@ -98,7 +98,9 @@ def build(kind: str, folder: Path = BUILD, csrc: Path = CSRC) -> Path:
         "cmake", "-S", ROOT / "tests/cuda_on_host", "-B", folder, "-G", "Ninja",
         f"-DGENKERN_TORCH_DIR={Path(torch.__file__).parent}", f"-DGENKERN_CSRC={csrc}",
     ]  # fmt: skip
-    subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
+    # Other compilers have other names for the checks.
+    compiler = os.environ | {"CXX": "g++"}
+    subprocess.run(configure, check=True, stdout=subprocess.DEVNULL, env=compiler)
     subprocess.run(["ninja", "-C", folder, "-j2", "--quiet", kind], check=True)
     return folder / f"libcuda_on_host_{kind}.so"
 
@@ -137,13 +139,10 @@ def kernel_names() -> list[str]:
     return re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(", text)
 
 
-def kernels(library: Path, counts: Path) -> list[Record]:
-    """Of each kernel: how many there are with all template arguments, how many ran, how often."""
-    launches: Counter[int] = Counter()
-    for file in counts.iterdir():
-        for line in file.read_text().splitlines():
-            address, count = map(int, line.split())
-            launches[address] += count
+def kernels(library: Path, notes: Path) -> list[Record]:
+    """Of each kernel: how many there are with all template arguments, and how many ran."""
+    lines = {line for file in notes.iterdir() for line in file.read_text().splitlines()}
+    launched = {int(a) for path, a in map(str.split, lines) if Path(path).name == library.name}
     symbols = subprocess.run(["nm", "-C", library], capture_output=True, text=True, check=True)
     records = []
     for name in kernel_names():
@@ -155,15 +154,8 @@ def kernels(library: Path, counts: Path) -> list[Record]:
             for line in symbols.stdout.splitlines()
             if (match := kernel.match(line)) and "{lambda" not in line
         }
-        ran = [a for a in addresses if launches[a]]
-        records.append(
-            {
-                "kernel": name,
-                "compiled": len(addresses),
-                "executed": len(ran),
-                "launches": sum(launches[a] for a in ran),
-            }
-        )
+        ran = addresses & launched
+        records.append({"kernel": name, "compiled": len(addresses), "executed": len(ran)})
     return records
 
 
@@ -217,7 +209,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
         for kind, records in results["tests"].items()
     ]
     kernel_rows = [[str(value) for value in record.values()] for record in results["kernels"]]
-    ran.append(Table("Kernels", ["kernel", "compiled for", "of them run", "launches"], kernel_rows))
+    ran.append(Table("Kernels", ["kernel", "kinds", "executed"], kernel_rows))
     if "barriers" in results:
         rows = [[r["barrier"], "\n".join(r["reported"]) or "-"] for r in results["barriers"]]
         ran.append(Table("What is reported without a barrier", ["barrier", "reported"], rows))
@@ -245,16 +237,16 @@ def main() -> None:
     kinds = ["checked"] if options.quick else ["checked", "sanitized"]
     results: dict[str, Any] = {"environment": describe(torch.device("cpu"), 1), "tests": {}}
     libraries = {kind: build(kind) for kind in kinds}
-    with tempfile.TemporaryDirectory() as counts:
+    with tempfile.TemporaryDirectory() as notes:
         for kind, library in libraries.items():
-            folder = Path(counts) / kind
+            folder = Path(notes) / kind
             folder.mkdir()
             files = QUICK + MORE if kind == "checked" and not options.quick else QUICK
-            variables = {"CUDA_ON_HOST_COUNTS": str(folder)}
+            variables = {"CUDA_ON_HOST_KERNELS": str(folder)}
             if options.quick:
                 variables["CUDA_ON_HOST_QUICK"] = "1"
             results["tests"][kind] = run_tests(library, files, variables, extra)
-        results["kernels"] = kernels(libraries["checked"], Path(counts) / "checked")
+        results["kernels"] = kernels(libraries["checked"], Path(notes) / "checked")
     if not options.quick:
         results["barriers"] = leave_out_barriers()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

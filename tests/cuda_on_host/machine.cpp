@@ -11,12 +11,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <mutex>
 #include <numeric>
-#include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 // AddressSanitizer, where it is there, has to know of stacks.
@@ -259,24 +260,17 @@ Range find_shared_memory() {
   return search.found;
 }
 
-// How often each kernel was launched: written at exit to a file of the folder that
-// CUDA_ON_HOST_COUNTS names, a line a kernel, with its address in the library.
-struct Counts {
-  std::unordered_map<const void*, int64_t> launches;
-
-  void add(const void* kernel) { ++launches[kernel]; }
-  ~Counts() {
-    const char* folder = std::getenv("CUDA_ON_HOST_COUNTS");
-    if (!folder) return;
-    std::ofstream file(std::string(folder) + "/" + std::to_string(getpid()));
-    for (const auto& [kernel, count] : launches) {
-      Dl_info info{};
-      dladdr(kernel, &info);
-      file << static_cast<const char*>(kernel) - static_cast<const char*>(info.dli_fbase) << ' '
-           << count << '\n';
-    }
-  }
-} counts;
+// Notes each kernel that is launched in a file of the folder that CUDA_ON_HOST_KERNELS names: the
+// library, and the kernel's address there.
+void note(const void* kernel) {
+  static const char* const folder = std::getenv("CUDA_ON_HOST_KERNELS");
+  static std::unordered_set<const void*> noted;
+  Dl_info info{};
+  if (!folder || !noted.insert(kernel).second || !dladdr(kernel, &info)) return;
+  std::ofstream file(std::string(folder) + "/" + std::to_string(getpid()), std::ios::app);
+  file << info.dli_fname << ' '
+       << static_cast<const char*>(kernel) - static_cast<const char*>(info.dli_fbase) << '\n';
+}
 
 bool is_possible(const dim3& grid, const dim3& threads) {
   const uint64_t size = uint64_t{1} * threads.x * threads.y * threads.z;
@@ -312,7 +306,7 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const Launch& what) {
   gridDim = config.gridDim;
   blockDim = config.blockDim;
   launch = what;
-  counts.add(what.kernel);
+  note(what.kernel);
   error.clear();
   now.launch_run = ++runs;
   now.arguments = {reinterpret_cast<uintptr_t>(what.call), what.size};
@@ -397,7 +391,10 @@ __attribute__((visibility("default"))) void cuda_on_host_set_order(uint64_t seed
 }
 // An assertion of a kernel. -Bsymbolic prefers this to the C library's.
 void __assert_fail(const char* assertion, const char* file, unsigned line, const char*) noexcept {
-  const cuda_on_host::Site site{assertion, file, static_cast<int>(line)};
-  cuda_on_host::fail("assertion failed: " + cuda_on_host::name(site));
+  const std::string text =
+      "assertion failed: " + cuda_on_host::name({assertion, file, static_cast<int>(line)});
+  if (cuda_on_host::now.running) cuda_on_host::fail(text);
+  std::fprintf(stderr, "%s\n", text.c_str());
+  std::abort();
 }
 }
