@@ -235,7 +235,8 @@ def main() -> None:
         return
 
     kinds = ["checked"] if options.quick else ["checked", "sanitized"]
-    results: dict[str, Any] = {"environment": describe(torch.device("cpu"), 1), "tests": {}}
+    facts = describe(torch.device("cpu"), 1)
+    results: dict[str, Any] = {"environment": facts, "quick": options.quick, "tests": {}}
     libraries = {kind: build(kind) for kind in kinds}
     with tempfile.TemporaryDirectory() as notes:
         for kind, library in libraries.items():
