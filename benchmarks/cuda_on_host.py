@@ -59,7 +59,8 @@ for name, args in calls.items():
     try:
         host.kernel(OPS[name], args)(*args)
     except RuntimeError as error:
-        print(f"{name}: {str(error).splitlines()[0]}")
+        # Without the place of the launch.
+        print(f"{name}: {str(error).splitlines()[0].partition('CUDA: ')[2]}")
 """
 
 
