@@ -18,7 +18,7 @@ import genkern
 from genkern import testing
 from genkern._ops.op import BACKENDS, OPS
 
-LIBRARY = Path(os.environ.get("GENKERN_CUDA_ON_HOST", ""))
+LIBRARY = Path(os.environ.get("GENKERN_CUDA_ON_HOST", "none"))
 NATIVE, HOST = (
     next((b for b in BACKENDS if b.name == name), None) for name in ("native", "cuda-on-host")
 )
