@@ -9,11 +9,12 @@ ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 NATIVE := $(shell find csrc -type f 2>/dev/null)
-FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cpp)
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cpp) \
+  $(wildcard $(addprefix tests/cuda_on_host/,*.h *.cpp *.cu include/*.h))
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter distributed docs test bench lint format cuda exhaustive compat clean FORCE
+.PHONY: help demo chapter distributed docs test cuda-on-host bench lint format cuda exhaustive compat clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +23,7 @@ help:
 	@echo "make distributed train on 1, 2 and 4 processes and compare losses and noise"
 	@echo "make docs        build the documentation's site, docs/_build/html/index.html"
 	@echo "make test        run the tests"
+	@echo "make cuda-on-host  run the CUDA kernels on the CPU, with checks of memory and races"
 	@echo "make bench       run the benchmarks"
 	@echo "make lint        check format, style and types"
 	@echo "make format      format the sources"
@@ -49,6 +51,9 @@ docs: .venv/installed
 # file at a time, since some prepare for minutes what all their tests read.
 test: .venv/installed
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(ARGS)
+
+cuda-on-host: .venv/installed
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" nice $(PY) -m benchmarks.cuda_on_host --quick $(ARGS)
 
 bench: .venv/installed
 	@$(PY) -m benchmarks $(ARGS)

@@ -561,7 +561,8 @@ __global__ void __launch_bounds__(kThresholdThreads, 1)
     const int above = shift;
     shift = max(shift - kDigit, 0);
     const Bits mask = (Bits(1) << (above - shift)) - 1;
-    for (int i = thread; i < kBins * kCopies; i += kThresholdThreads) counts[0][i] = 0;
+    for (int i = thread; i < kBins; i += kThresholdThreads)
+      for (int c = 0; c < kCopies; ++c) counts[i][c] = 0;
     __syncthreads();
     for_sample_slots<T, kWalk>(plan, Stream{}, sample, [&](const auto& slot) {
       constexpr int kLanes = std::decay_t<decltype(slot)>::kLanes;
