@@ -9,7 +9,7 @@ ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 NATIVE := $(shell find csrc -type f 2>/dev/null)
-FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cpp)
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cpp benchmarks/*/*.cpp)
 
 export GENKERN_WERROR ?= 1
 

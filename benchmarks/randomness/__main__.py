@@ -1,0 +1,207 @@
+"""Command line: `python -m benchmarks.randomness`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks import environment
+from benchmarks.randomness import battery, independence, normals
+from benchmarks.randomness.streams import STREAMS
+from benchmarks.report import Table
+from genkern import random
+
+_EPILOG = """\
+The battery is the ten tests of SmallCrush (TestU01), on SCALE times their samples, of each stream.
+Another program can read a stream: python -m benchmarks.randomness --raw one_key | RNG_test stdin32
+(PractRand); --dieharder runs dieharder on the stream one_key, if it is installed.
+"""
+_SEED = 20240
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.randomness",
+        description="Tests of the words and of the normal numbers of genkern.random.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="scale 1, 10^7 draws, fewer keys")
+    parser.add_argument("--scale", type=int, help="times SmallCrush's samples (default 16)")
+    parser.add_argument("--dieharder", action="store_true", help="also dieharder, half an hour")
+    parser.add_argument("--raw", choices=STREAMS, help="write a stream's words, without end")
+    parser.add_argument("--json", metavar="FILE", help="write the results")
+    return parser
+
+
+def _batteries(scale: int) -> dict[str, dict[str, float]]:
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        program = battery.build(Path(folder))
+        for i, (name, stream) in enumerate(track(STREAMS.items(), "battery", transient=True)):
+            found[name] = battery.run(program, stream(random.key(_SEED + i)), scale)
+    return found
+
+
+def _dieharder() -> dict[str, Any]:
+    if shutil.which("dieharder") is None:
+        return {"missing": "dieharder is not installed (Debian: apt install dieharder)"}
+    words = STREAMS["one_key"](random.key(_SEED + len(STREAMS)))
+    text = battery.feed(["dieharder", "-a", "-g", "200"], words)
+    # test name | ntup | tsamples | psamples | p-value | assessment
+    rows = re.findall(r"^ *(\w+)\| *(\d+)\| *(\d+)\| *(\d+)\|([\d.]+)\| *(\w+) *$", text, re.M)
+    return {
+        "tests": [
+            {"test": test, "ntuple": int(n), "p": float(p), "verdict": verdict}
+            for test, n, _, _, p, verdict in rows
+        ]
+    }
+
+
+def measure(quick: bool, scale: int) -> dict[str, Any]:
+    """All of it but dieharder."""
+    key = random.key(_SEED)
+    draws, keys, each = (10**7, 32, 1 << 16) if quick else (10**9, 256, 1 << 18)
+    return {
+        "battery": {"scale": scale, "streams": _batteries(scale)},
+        "law_moments": normals.law_moments(),
+        "normals": {
+            "float32": normals.statistics(key, draws, torch.float32),
+            "float64": normals.statistics(key, draws // 10, torch.float64),
+        },
+        "lanes": independence.lanes(key, 1 << (20 if quick else 23)),
+        "keys": independence.families(key, keys, each),
+    }
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """The results, for the terminal and the docs."""
+    streams = results["battery"]["streams"]
+    names = list(next(iter(streams.values())))
+    found = [
+        Table(
+            f"P values of SmallCrush's statistics, {results['battery']['scale']} times its samples",
+            ["statistic", *streams],
+            [[name, *(f"{p[name]:.3f}" for p in streams.values())] for name in names],
+        ),
+        Table(
+            "Moments of the law of float32 normals, from all 2^32 words",
+            ["order", "normal", "cosine's lane", "sine's lane"],
+            [
+                [str(m["order"]), f"{m['normal']:.0f}", f"{m['cosine']:.12g}", f"{m['sine']:.12g}"]
+                for m in results["law_moments"]
+            ],
+        ),
+    ]
+    for dtype, s in results["normals"].items():
+        drawn = f"{s['draws']:.0e} {dtype} normals"
+        distances = s["kolmogorov_smirnov"], s["anderson_darling"], s["largest"]
+        found += [
+            Table(
+                f"{drawn}: moments",
+                ["order", "expected", "found", "standard errors off"],
+                [
+                    [str(m["order"]), f"{m['expected']:.0f}", f"{m['found']:.7g}", f"{m['z']:+.2f}"]
+                    for m in s["moments"]
+                ],
+            ),
+            Table(
+                f"{drawn}: distance from the normal law",
+                ["statistic", "value", "p"],
+                [
+                    [
+                        "Kolmogorov-Smirnov, sqrt(n) D",
+                        f"{distances[0]['root_n_d']:.3f}",
+                        f"{distances[0]['p']:.3f}",
+                    ],
+                    [
+                        "Anderson-Darling, A^2",
+                        f"{distances[1]['a2']:.3f}",
+                        f"{distances[1]['p']:.3f}",
+                    ],
+                    ["largest |z|", f"{distances[2]['value']:.4f}", f"{distances[2]['p']:.3f}"],
+                ],
+            ),
+            Table(
+                f"{drawn}: tails",
+                ["beyond", "normal law", "law of the words", "expected", "found", "p"],
+                [
+                    [
+                        f"{t['beyond']:g}",
+                        f"{t['normal']:.6g}",
+                        f"{t['law']:.6g}",
+                        f"{t['expected']:.6g}",
+                        str(t["found"]),
+                        f"{t['p']:.3f}",
+                    ]
+                    for t in s["tails"]
+                ],
+            ),
+        ]
+    pairs = {"lanes, and blocks up to 3 apart": results["lanes"], **results["keys"]}
+    found.append(
+        Table(
+            "Independence: means of products of Hermite polynomials",
+            ["of", "draws", "products", "p of all", "largest", "p of the largest"],
+            [
+                [
+                    name,
+                    str(r["draws"]),
+                    str(r["products"]),
+                    f"{r['p']:.3f}",
+                    f"{r['largest']:.2f}",
+                    f"{r['largest_p']:.3f}",
+                ]
+                for name, r in pairs.items()
+            ],
+        )
+    )
+    if "tests" in results.get("dieharder", {}):
+        found.append(
+            Table(
+                "dieharder -a, of the stream one_key",
+                ["test", "n-tuple", "p", "verdict"],
+                [
+                    [t["test"], str(t["ntuple"]), f"{t['p']:.3f}", t["verdict"]]
+                    for t in results["dieharder"]["tests"]
+                ],
+            )
+        )
+    return found
+
+
+def main() -> None:
+    """Runs the tests, prints tables and writes the results."""
+    arguments = _parser().parse_args()
+    if arguments.raw:
+        try:
+            for words in STREAMS[arguments.raw](random.key(_SEED)):
+                sys.stdout.buffer.write(words.tobytes())
+        except BrokenPipeError:
+            sys.stdout = None  # its flush at exit would fail again
+        return
+    results = {"environment": environment.describe(torch.device("cpu"), torch.get_num_threads())}
+    results |= measure(arguments.quick, arguments.scale or (1 if arguments.quick else 16))
+    if arguments.dieharder:
+        results["dieharder"] = _dieharder()
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    for table in tables(results):
+        table.print(console)
+    if "missing" in results.get("dieharder", {}):
+        print(results["dieharder"]["missing"])
+
+
+if __name__ == "__main__":
+    main()
