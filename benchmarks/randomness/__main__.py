@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -23,8 +21,9 @@ from genkern import random
 
 _EPILOG = """\
 The battery is the ten tests of SmallCrush (TestU01), on SCALE times their samples, of each stream.
-Another program can read a stream: python -m benchmarks.randomness --raw one_key | RNG_test stdin32
-(PractRand); --dieharder runs dieharder on the stream one_key, if it is installed.
+Other batteries can read a stream:
+  python -m benchmarks.randomness --raw one_key | RNG_test stdin32        (PractRand)
+  python -m benchmarks.randomness --raw one_key | dieharder -a -g 200     (Debian has it)
 """
 _SEED = 20240
 
@@ -37,8 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="scale 1, 10^7 draws, fewer keys")
-    parser.add_argument("--scale", type=int, help="times SmallCrush's samples (default 16)")
-    parser.add_argument("--dieharder", action="store_true", help="also dieharder, half an hour")
+    parser.add_argument("--scale", type=int, help="times SmallCrush's samples (default 4)")
     parser.add_argument("--raw", choices=STREAMS, help="write a stream's words, without end")
     parser.add_argument("--json", metavar="FILE", help="write the results")
     return parser
@@ -53,23 +51,8 @@ def _batteries(scale: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def _dieharder() -> dict[str, Any]:
-    if shutil.which("dieharder") is None:
-        return {"missing": "dieharder is not installed (Debian: apt install dieharder)"}
-    words = STREAMS["one_key"](random.key(_SEED + len(STREAMS)))
-    text = battery.feed(["dieharder", "-a", "-g", "200"], words)
-    # test name | ntup | tsamples | psamples | p-value | assessment
-    rows = re.findall(r"^ *(\w+)\| *(\d+)\| *(\d+)\| *(\d+)\|([\d.]+)\| *(\w+) *$", text, re.M)
-    return {
-        "tests": [
-            {"test": test, "ntuple": int(n), "p": float(p), "verdict": verdict}
-            for test, n, _, _, p, verdict in rows
-        ]
-    }
-
-
 def measure(quick: bool, scale: int) -> dict[str, Any]:
-    """All of it but dieharder."""
+    """All of it."""
     key = random.key(_SEED)
     draws, keys, each = (10**7, 32, 1 << 16) if quick else (10**9, 256, 1 << 18)
     return {
@@ -166,17 +149,6 @@ def tables(results: dict[str, Any]) -> list[Table]:
             ],
         )
     )
-    if "tests" in results.get("dieharder", {}):
-        found.append(
-            Table(
-                "dieharder -a, of the stream one_key",
-                ["test", "n-tuple", "p", "verdict"],
-                [
-                    [t["test"], str(t["ntuple"]), f"{t['p']:.3f}", t["verdict"]]
-                    for t in results["dieharder"]["tests"]
-                ],
-            )
-        )
     return found
 
 
@@ -191,16 +163,12 @@ def main() -> None:
             sys.stdout = None  # its flush at exit would fail again
         return
     results = {"environment": environment.describe(torch.device("cpu"), torch.get_num_threads())}
-    results |= measure(arguments.quick, arguments.scale or (1 if arguments.quick else 16))
-    if arguments.dieharder:
-        results["dieharder"] = _dieharder()
+    results |= measure(arguments.quick, arguments.scale or (1 if arguments.quick else 4))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     for table in tables(results):
         table.print(console)
-    if "missing" in results.get("dieharder", {}):
-        print(results["dieharder"]["missing"])
 
 
 if __name__ == "__main__":
