@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=int, help="times SmallCrush's samples (default 4)")
     parser.add_argument("--raw", choices=STREAMS, help="write a stream's words, without end")
     parser.add_argument("--json", metavar="FILE", help="write the results")
+    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     return parser
 
 
@@ -112,7 +113,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
                         f"{distances[1]['a2']:.3f}",
                         f"{distances[1]['p']:.3f}",
                     ],
-                    ["largest |z|", f"{distances[2]['value']:.4f}", f"{distances[2]['p']:.3f}"],
+                    ["largest magnitude", f"{distances[2]['value']:.4f}", f"{distances[2]['p']:.3f}"],
                 ],
             ),
             Table(
@@ -168,7 +169,10 @@ def main() -> None:
         Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     for table in tables(results):
-        table.print(console)
+        if arguments.markdown:
+            print(table.markdown() + "\n")
+        else:
+            table.print(console)
 
 
 if __name__ == "__main__":
