@@ -113,7 +113,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
                         f"{distances[1]['a2']:.3f}",
                         f"{distances[1]['p']:.3f}",
                     ],
-                    ["largest magnitude", f"{distances[2]['value']:.4f}", f"{distances[2]['p']:.3f}"],
+                    ["largest size", f"{distances[2]['value']:.4f}", f"{distances[2]['p']:.3f}"],
                 ],
             ),
             Table(
