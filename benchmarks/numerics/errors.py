@@ -1,7 +1,7 @@
 """The error of a result in units in the last place, and its summary.
 
-Results below four times the dtype's smallest normal number are apart: there an ulp is a subnormal
-number, and kernels that give 0 for e^x below 2^-125 are off by millions of them.
+Results and terms below four times the dtype's smallest normal number are apart: there an ulp is a
+subnormal number, and kernels that give 0 for e^x below 2^-125 are off by millions of them.
 """
 
 from __future__ import annotations
@@ -55,14 +55,15 @@ class Errors:
         self.lost += int((inside & ~np.isfinite(got)).sum())
         self.lost += int((beyond & ~(np.sign(value) * got >= limits.max)).sum())
         kept = inside & np.isfinite(got)
-        tiny = kept & (size < 4.0 * limits.smallest_normal)
-        if tiny.any():
-            worst = np.abs(got[tiny] - value[tiny]).max() / limits.smallest_normal
-            self.tiny = max(self.tiny, float(worst))
-        kept &= ~tiny
-        error = np.abs(got[kept] - value[kept])
-        self.ulps.append(error / ulp(value[kept], out.dtype))
-        self.terms.append(error / ulp(terms[kept], out.dtype))
+        error, least = np.abs(got - value), 4.0 * limits.smallest_normal
+        tiny, normal, result = (
+            kept & (terms < least),
+            kept & (terms >= least),
+            kept & (size >= least),
+        )
+        self.tiny = max(self.tiny, float(error[tiny].max(initial=0.0) / limits.smallest_normal))
+        self.ulps.append(error[result] / ulp(value[result], out.dtype))
+        self.terms.append(error[normal] / ulp(terms[normal], out.dtype))
 
     def summary(self) -> dict[str, float | int] | None:
         """Median, root mean square and worst."""
