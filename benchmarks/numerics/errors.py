@@ -1,7 +1,8 @@
 """The error of a result in units in the last place, and its summary.
 
-Results and terms below four times the dtype's smallest normal number are apart: there an ulp is a
-subnormal number, and kernels that give 0 for e^x below 2^-125 are off by millions of them.
+Results below four times the dtype's smallest normal number are not among them: there an ulp is a
+subnormal number, and kernels that give 0 for e^x below 2^-125 are off by millions. Where the terms
+are as small, the error is told in smallest normal numbers.
 """
 
 from __future__ import annotations
@@ -56,14 +57,10 @@ class Errors:
         self.lost += int((beyond & ~(np.sign(value) * got >= limits.max)).sum())
         kept = inside & np.isfinite(got)
         error, least = np.abs(got - value), 4.0 * limits.smallest_normal
-        tiny, normal, result = (
-            kept & (terms < least),
-            kept & (terms >= least),
-            kept & (size >= least),
-        )
+        tiny, kept = kept & (terms < least), kept & (size >= least)
         self.tiny = max(self.tiny, float(error[tiny].max(initial=0.0) / limits.smallest_normal))
-        self.ulps.append(error[result] / ulp(value[result], out.dtype))
-        self.terms.append(error[normal] / ulp(terms[normal], out.dtype))
+        self.ulps.append(error[kept] / ulp(value[kept], out.dtype))
+        self.terms.append(error[kept] / ulp(terms[kept], out.dtype))
 
     def summary(self) -> dict[str, float | int] | None:
         """Median, root mean square and worst."""
