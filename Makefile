@@ -9,12 +9,14 @@ ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 NATIVE := $(shell find csrc -type f 2>/dev/null)
-FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cpp) \
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) \
+  $(wildcard benchmarks/*.cpp benchmarks/*/*.cpp) \
   $(wildcard $(addprefix tests/cuda_on_host/,*.h *.cpp *.cu include/*.h))
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter distributed docs test cuda-on-host bench lint format cuda exhaustive compat clean FORCE
+.PHONY: help demo chapter distributed docs test cuda-on-host bench lint format cuda exhaustive \
+  evidence compat clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +31,7 @@ help:
 	@echo "make format      format the sources"
 	@echo "make cuda        compile the CUDA library (needs nvcc, no GPU)"
 	@echo "make exhaustive  check the noise functions on all 2^32 words"
+	@echo "make evidence    test randomness and numerics at length, half an hour, 6 GB"
 	@echo "make compat      try one wheel under the oldest torch and the newest (gigabytes)"
 	@echo "make clean       remove .venv and everything built"
 
@@ -60,6 +63,10 @@ bench: .venv/installed
 
 exhaustive: .venv/installed
 	@$(PY) -m pytest -m exhaustive $(ARGS)
+
+evidence: .venv/installed
+	@$(PY) -m benchmarks.randomness --json docs/evidence/randomness.json
+	@$(PY) -m benchmarks.numerics --json docs/evidence/numerics.json
 
 lint: .venv/installed
 	$(PY) -m ruff check .

@@ -785,7 +785,8 @@ struct VlbBackward {
       }
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) {
-        d[v] *= of_pred[v];
+        // An infinite derivative times 0 would be a NaN.
+        d[v] = of_pred[v] == Acc(0) ? Acc(0) : d[v] * of_pred[v];
         lv[v] *= g[v] * (c.vlb_scale * row.lv_values);
       }
       if (c.simple_scale != Acc(0)) {

@@ -4,6 +4,7 @@
 // take that sample's coefficients as numbers.
 #include "genkern/diffusion.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/driver.h"
@@ -780,7 +781,7 @@ void vlb_gradients(const Vlb& call, const VlbRow<T>& row, T factor, int64_t n,
   const T scale = factor * static_cast<T>(call.vlb_scale);
   const T of_values = in.values ? row.lv_values : T(0);
   const T* const values = in.values ? in.values : d;
-  const T of_pred = call.detach_mean ? T(0) : row.diff_pred;
+  const T of_pred = row.diff_pred;
   if (row.decoder) {
     for (int64_t i = 0; i < n; ++i) {
       const double lv = static_cast<double>(madd(of_values, values[i], row.lv));
@@ -800,10 +801,14 @@ void vlb_gradients(const Vlb& call, const VlbRow<T>& row, T factor, int64_t n,
       store_vector(grad_values + i, along * kl.lv * V(of_values));
     });
   }
-  if (clips(call.x0_min, call.x0_max)) {
+  // Not times 0, which an infinite derivative would make a NaN.
+  if (call.detach_mean) {
+    std::fill_n(grad_pred, n, T(0));
+  } else if (clips(call.x0_min, call.x0_max)) {
     for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
       using V = typename decltype(number)::T;
-      store_vector(grad_pred + i, load_vector<V>(grad_pred + i) * load_vector<V>(inside + i));
+      const V zero = V(0.0f), g = load_vector<V>(grad_pred + i);
+      store_vector(grad_pred + i, select_less(zero, load_vector<V>(inside + i), g, zero));
     });
   }
   if (call.simple_scale == 0.0) return;

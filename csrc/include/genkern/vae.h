@@ -13,10 +13,10 @@ template <class T>
 struct LogvarClamp {
   T min, max;
   GENKERN_HD T operator()(T logvar) const { return clamp(logvar, min, max); }
-  // 1 inside and at the bounds, 0 outside; NaN counts as inside.
-  GENKERN_HD T gradient(T logvar) const {
+  // g inside and at the bounds, 0 outside, even for an infinite g; NaN counts as inside.
+  GENKERN_HD T gradient(T logvar, T g) const {
     const T zero = T(0.0f);
-    return select_less(logvar, min, zero, select_less(max, logvar, zero, T(1.0f)));
+    return select_less(logvar, min, zero, select_less(max, logvar, zero, g));
   }
 };
 
