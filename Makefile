@@ -13,7 +13,7 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cp
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter distributed docs test bench lint format cuda exhaustive compat clean FORCE
+.PHONY: help demo chapter distributed docs test bench lint format cuda gpu-static exhaustive compat clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make lint        check format, style and types"
 	@echo "make format      format the sources"
 	@echo "make cuda        compile the CUDA library (needs nvcc, no GPU)"
+	@echo "make gpu-static  print what the GPU kernels compile to and the speed that follows"
 	@echo "make exhaustive  check the noise functions on all 2^32 words"
 	@echo "make compat      try one wheel under the oldest torch and the newest (gigabytes)"
 	@echo "make clean       remove .venv and everything built"
@@ -72,6 +73,9 @@ format: .venv/installed
 cuda: .venv/requirements
 	@GENKERN_BUILD=cuda $(PY) setup.py --quiet build_py --build-lib build/cuda
 	@ls -l build/cuda/genkern/libgenkern_cuda.so
+
+gpu-static: cuda .venv/installed
+	@$(PY) -m benchmarks.gpu_static $(ARGS)
 
 # The wheel of this machine in an environment of its own for each torch of COMPAT. By hand: PyPI's
 # builds of torch bring CUDA with them.
