@@ -209,8 +209,9 @@ struct StepRow {
         half_log_variance_values(Acc(0.5) * row.get(kLogVarianceValues, learned)) {}
 
   __device__ Acc x0(Acc x_t, Acc m) const { return madd(x0_pred, m, x0_x_t * x_t); }
+  template <class Exp>
   __device__ Acc learned_std(Acc values) const {
-    return noise * exp(madd(half_log_variance_values, values, half_log_variance));
+    return noise * Exp::of(madd(half_log_variance_values, values, half_log_variance));
   }
 };
 
@@ -244,7 +245,8 @@ struct SamplerStep {
       }
       if (slot.has(kVarValues)) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) eps[v] *= row.learned_std(values[v]);
+        for (int v = 0; v < S::kLanes; ++v)
+          eps[v] *= row.template learned_std<typename S::Exp>(values[v]);
       } else {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) eps[v] *= row.noise;
@@ -364,7 +366,8 @@ struct SamplerStepBackward {
       if (slot.has(kVarValues)) {
         slot.load(kVarValues, std);
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) std[v] = g[v] * row.learned_std(std[v]);
+        for (int v = 0; v < S::kLanes; ++v)
+          std[v] = g[v] * row.template learned_std<typename S::Exp>(std[v]);
       } else {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) std[v] = g[v] * row.noise;
@@ -697,7 +700,7 @@ struct Vlb {
       } else {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v)
-          d[v] = step_kl(d[v], row.mean_x0, row.true_lv, lv[v]).value;
+          d[v] = step_kl<typename S::Exp>(d[v], row.mean_x0, row.true_lv, lv[v]).value;
       }
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) d[v] *= c.vlb_scale;
@@ -762,7 +765,7 @@ struct VlbBackward {
       } else {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) {
-          const auto kl = step_kl(d[v], row.mean_x0, row.true_lv, lv[v]);
+          const auto kl = step_kl<typename S::Exp>(d[v], row.mean_x0, row.true_lv, lv[v]);
           d[v] = kl.d;
           lv[v] = kl.lv;
         }

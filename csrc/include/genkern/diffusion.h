@@ -27,12 +27,12 @@ struct StepKl {
   T d;  // its derivatives
   T lv;
 };
-template <class T>
+template <class Exp = FullExp, class T>
 GENKERN_HD StepKl<T> step_kl(T d, T mean_x0, T true_lv, T lv) {
   const T r = true_lv - lv;
-  const Expm1<T> g = expm1(r, exp(r));
+  const Expm1<T> g = expm1(r, Exp::of(r));
   // In two steps, by e^(-lv/4) kept finite, as in kl_prior (vae.h).
-  const T q = exp_saturated(T(-0.25f) * lv);
+  const T q = Exp::saturated(-0.25f, lv);
   const T s = ((mean_x0 * d) * q) * q;
   const T half = T(0.5f);
   return {half * madd(s, s, g.minus_x), (mean_x0 * s * q) * q, -half * madd(s, s, g.value)};
@@ -92,7 +92,7 @@ GENKERN_HD DecoderNll<T> narrow_bin_nll(T lv, T inverse, T w, T s) {
 // difference of two tails loses digits.
 template <class T>
 GENKERN_HD DecoderNll<T> decoder_nll(T d, T x0, T lv) {
-  const T inverse = exp_saturated(T(-0.5) * lv);
+  const T inverse = FullExp::saturated(-0.5f, lv);
   // Mirrored so that the bin lies on the positive side, where the tail is small.
   const bool mirrored = d < T(0);
   const T c = mirrored ? -d : d;
