@@ -2,6 +2,8 @@
 // genkern/vae.h.
 #pragma once
 
+#include <cmath>
+
 #include "cuda/slot.cuh"
 #include "genkern/vae.h"
 
@@ -108,6 +110,19 @@ struct RsampleKl {
   }
 };
 
+// Clamps, where there are bounds. Gives a bit for each lane, set where it is outside.
+template <class Acc, int kLanes>
+__device__ unsigned clamp_lanes(const LogvarClamp<Acc>& clamp, Acc (&logvar)[kLanes]) {
+  unsigned outside = 0;
+  if (clamp.min == Acc(-INFINITY) && clamp.max == Acc(INFINITY)) return outside;
+#pragma unroll
+  for (int v = 0; v < kLanes; ++v) {
+    if (clamp.gradient(logvar[v]) == Acc(0)) outside |= 1u << v;
+    logvar[v] = clamp(logvar[v]);
+  }
+  return outside;
+}
+
 template <class Acc, Noise kNoise, bool kGeneral>
 struct RsampleKlBackward {
   enum {
@@ -135,18 +150,21 @@ struct RsampleKlBackward {
   __device__ void operator()(const S& slot) const {
     Acc logvar[S::kLanes], sigma[S::kLanes], grad_mu[S::kLanes], grad_logvar[S::kLanes];
     slot.load(kLogvar, logvar);
+    const unsigned outside = clamp_lanes(clamp, logvar);
 #pragma unroll
     for (int v = 0; v < S::kLanes; ++v) {
-      sigma[v] = standard_deviation<typename S::Exp>(clamp(logvar[v]));
+      sigma[v] = standard_deviation<typename S::Exp>(logvar[v]);
       grad_mu[v] = grad_logvar[v] = 0;
     }
     through_sample(slot, sigma, grad_mu, grad_logvar);
     through_kl(slot, logvar, sigma, grad_mu, grad_logvar);
     if (slot.has(kGradMu)) slot.store(kGradMu, grad_mu);
     if (slot.has(kGradLogvar)) {
+      if (outside != 0) {
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v)
-        if (clamp.gradient(logvar[v]) == Acc(0)) grad_logvar[v] = 0;
+        for (int v = 0; v < S::kLanes; ++v)
+          if (outside >> v & 1) grad_logvar[v] = 0;
+      }
       slot.store(kGradLogvar, grad_logvar);
     }
   }
@@ -196,8 +214,8 @@ struct RsampleKlBackward {
       decltype(prior.template divergence<typename S::Exp>(0, 0, 0, 0, 0)) kl[S::kLanes];
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v)
-        kl[v] = prior.template divergence<typename S::Exp>(mu[v], clamp(logvar[v]), sigma[v], m2[v],
-                                                           lv2[v]);
+        kl[v] =
+            prior.template divergence<typename S::Exp>(mu[v], logvar[v], sigma[v], m2[v], lv2[v]);
       if (prior.free_bits > Acc(0)) {  // else none is below, and its value does not matter
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v)
