@@ -156,6 +156,25 @@ class Kernel:
         done = sum(bool(re.search(work, x)) for x in self.blocks[i])
         return Way(rest.work + done, rest.size + len(self.blocks[i]), (i, *rest.blocks))
 
+    def _executed(self, blocks: Sequence[int]) -> list[str]:
+        """The instructions of blocks that a thread runs in a circle.
+
+        Without those under the condition of a branch that is not taken at the block's end.
+        """
+        code = []
+        for i, following in zip(blocks, [*blocks[1:], blocks[0]], strict=True):
+            *before, last = self.blocks[i]
+            branch = re.match(r"@!?(U?P\d) BRA", last)
+            off = branch is not None and following == i + 1
+            kept = [last]
+            for x in reversed(before):
+                if branch and re.match(rf"(@\S+ )?\S+ (\w+, )?{branch[1]},", x):
+                    off = False  # before, the predicate was another
+                if not (off and x.startswith(last.split()[0] + " ")):
+                    kept.append(x)
+            code += reversed(kept)
+        return code
+
     def way(self, work: str) -> list[str]:
         """The way from the start to the end with most instructions that a regex finds."""
         best: Way | None = None
@@ -180,28 +199,29 @@ class Kernel:
     def loop(self) -> tuple[list[str], int]:
         """What one turn of the kernel's loop executes, and how much a thread executes outside it.
 
-        The loop is the one that does most. Through it the way with most 16-byte accesses and
-        special-function instructions is taken, so that no operand and no mathematics is left out,
-        and of these the shortest, which leaves out slow paths. The end of a sum goes through the
-        shuffles.
+        The loop is the one with most 16-byte accesses. Through it the way with most of them and
+        of special-function instructions is taken, so that no operand and no mathematics is left
+        out, and of these the shortest, which leaves out slow paths. The end of a sum goes through
+        the shuffles.
         """
-        work = r"(LDG|STG)\S*\.128|MUFU"
+        wide = r"(LDG|STG)\S*\.128"
         reachable = [self._reachable(i) for i in range(len(self.blocks))]
-        loop: Way | None = None
+        loops = []
         for head in range(len(self.blocks)):
             if head in reachable[head]:
-                rest = self._way(self.next[head], head, work)
+                rest = self._way(self.next[head], head, f"{wide}|MUFU")
                 assert rest is not None
-                way = self._extended(head, rest, work)
-                if way.better(loop):
-                    loop = way
-        assert loop is not None
-        head = loop.blocks[0]
+                way = self._extended(head, rest, f"{wide}|MUFU")
+                code = self._executed(way.blocks)
+                accesses = sum(bool(re.search(wide, x)) for x in code)
+                loops.append(((accesses, way.work, -way.size, -head), way.blocks, code))
+        _, blocks, code = max(loops)
+        head = blocks[0]
         inside = {i for i in reachable[head] if head in reachable[i]}
         start = self._way([0], head, "^$")
         end = self._way({n for i in inside for n in self.next[i]} - inside, EXIT, "SHFL")
         assert start is not None and end is not None
-        return [x for i in loop.blocks for x in self.blocks[i]], start.size + end.size
+        return code, start.size + end.size
 
 
 @dataclass(frozen=True)
