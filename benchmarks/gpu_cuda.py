@@ -33,8 +33,8 @@ class Body:
     passes: int = 1  # over the tensors
 
 
-# The names are those of csrc/cuda. Two do not read each tensor once: a quantile of the whole sample
-# needs its numbers three times, a digit of 11 bits at a time, from the L2 cache where they fit.
+# The names are those of csrc/cuda. One does not read each tensor once: a quantile of a whole sample
+# needs its numbers three times, for a digit of 11 bits each, from the L2 cache where they fit.
 BODIES = {
     "Normal<float>": Body(0, 1),
     "Uniform<float>": Body(0, 1),
