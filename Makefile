@@ -15,7 +15,7 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) \
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter distributed docs test cuda-on-host bench lint format cuda exhaustive \
+.PHONY: help demo chapter distributed docs test cuda-on-host bench lint format cuda gpu-static exhaustive \
   evidence compat clean FORCE
 .DELETE_ON_ERROR:
 
@@ -30,6 +30,7 @@ help:
 	@echo "make lint        check format, style and types"
 	@echo "make format      format the sources"
 	@echo "make cuda        compile the CUDA library (needs nvcc, no GPU)"
+	@echo "make gpu-static  print what the GPU kernels compile to and the speed that follows"
 	@echo "make exhaustive  check the noise functions on all 2^32 words"
 	@echo "make evidence    test randomness and numerics at length, half an hour, 6 GB"
 	@echo "make compat      try one wheel under the oldest torch and the newest (gigabytes)"
@@ -84,6 +85,9 @@ format: .venv/installed
 cuda: .venv/requirements
 	@GENKERN_BUILD=cuda $(PY) setup.py --quiet build_py --build-lib build/cuda
 	@ls -l build/cuda/genkern/libgenkern_cuda.so
+
+gpu-static: cuda .venv/installed
+	@$(PY) -m benchmarks.gpu_static $(ARGS)
 
 # The wheel of this machine in an environment of its own for each torch of COMPAT. By hand: PyPI's
 # builds of torch bring CUDA with them.

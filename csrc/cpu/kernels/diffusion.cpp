@@ -180,8 +180,7 @@ struct LossDifference {
   const T *pred, *x0, *eps;
   T c_x0, c_eps;
 
-  LossDifference(const NoiseLoss& call, int64_t sample, const T* pred_, const T* x0_,
-                 const T* eps_)
+  LossDifference(const NoiseLoss& call, int64_t sample, const T* pred_, const T* x0_, const T* eps_)
       : pred(pred_),
         x0(x0_),
         eps(eps_),
@@ -301,12 +300,12 @@ enum StepColumn {
 
 template <class S>
 Tensors<S, kStepTensors> step_tensors(const SamplerStep& call) {
-  return {
-      call,
-      {&call.x_t, &call.pred, &call.var_values, &call.uncond, &call.noise, &call.grad, &call.out,
-       &call.x0, &call.grad_x_t, &call.grad_pred, &call.grad_var_values, &call.grad_uncond, &call.grad_noise},
-      call.keys.data == nullptr,
-      kNext};
+  return {call,
+          {&call.x_t, &call.pred, &call.var_values, &call.uncond, &call.noise, &call.grad,
+           &call.out, &call.x0, &call.grad_x_t, &call.grad_pred, &call.grad_var_values,
+           &call.grad_uncond, &call.grad_noise},
+          call.keys.data == nullptr,
+          kNext};
 }
 
 // m = factor (uncond + scale (pred - uncond)).
@@ -785,7 +784,7 @@ void vlb_gradients(const Vlb& call, const VlbRow<T>& row, T factor, int64_t n,
   if (row.decoder) {
     for (int64_t i = 0; i < n; ++i) {
       const double lv = static_cast<double>(madd(of_values, values[i], row.lv));
-      const DecoderNll<double> nll =
+      const DecoderNll nll =
           decoder_nll(static_cast<double>(d[i]), static_cast<double>(in.x0[i]), lv);
       const T along = scale * g[i];
       grad_pred[i] = along * static_cast<T>(nll.d) * of_pred;
