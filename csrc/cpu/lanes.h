@@ -203,8 +203,10 @@ using genkern::at_least;
 using genkern::at_most;
 using genkern::clamp;
 using genkern::exp;
+using genkern::expm1;
 using genkern::madd;
 using genkern::magnitude;
+using genkern::root_expm1;
 using genkern::select_less;
 
 constexpr int kVectors = 4;  // chains in flight: measured, 1 to 4
@@ -228,6 +230,8 @@ GENKERN_HD Floats magnitude(Floats x) {
   return FloatsLanes::as_float(FloatsLanes::as_uint(x) & 0x7fffffffu);
 }
 GENKERN_HD Floats exp(Floats x) { return exp_single<FloatsLanes>(x); }
+GENKERN_HD RootExpm1<Floats> root_expm1(Floats x) { return root_expm1_single<FloatsLanes>(x); }
+GENKERN_HD Expm1<Floats> expm1(Floats x) { return root_expm1(x).expm1; }
 
 #pragma GCC diagnostic pop
 

@@ -69,7 +69,7 @@ struct Prior {
     if constexpr (kGeneral) {
       return kl_prior(posterior_mu, l, m2, lv2);
     } else {
-      return kl_standard(posterior_mu, l, sigma);
+      return kl_standard(posterior_mu, expm1(l, sigma * sigma));
     }
   }
 };

@@ -173,15 +173,25 @@ T loss_weight(const NoiseLoss& call, int64_t sample) {
   return coefficient<T>(call.table, sample, kWeight) * value_of<T>(call.sample_weight, sample, 1.0);
 }
 
-// pred - target.
+// pred - target, for one sample.
 template <class T>
-void loss_difference(const NoiseLoss& call, int64_t sample, int64_t n, const T* pred, const T* x0,
-                     const T* eps, T* out) {
-  combine<3, T>(n, {pred, x0, eps},
-                {T(1), -coefficient<T>(call.table, sample, kTargetX0),
-                 -coefficient<T>(call.table, sample, kTargetNoise)},
-                out);
-}
+struct LossDifference {
+  const T *pred, *x0, *eps;
+  T c_x0, c_eps;
+
+  LossDifference(const NoiseLoss& call, int64_t sample, const T* pred_, const T* x0_,
+                 const T* eps_)
+      : pred(pred_),
+        x0(x0_),
+        eps(eps_),
+        c_x0(-coefficient<T>(call.table, sample, kTargetX0)),
+        c_eps(-coefficient<T>(call.table, sample, kTargetNoise)) {}
+  template <class V>
+  GENKERN_HD V at(int64_t i) const {
+    const V sum = madd(V(c_x0), load_vector<V>(x0 + i), load_vector<V>(pred + i));
+    return madd(V(c_eps), load_vector<V>(eps + i), sum);
+  }
+};
 
 // With grad_pred, the gradient for an upstream gradient of 1 as well.
 void noise_loss(const NoiseLoss& call) {
@@ -192,25 +202,25 @@ void noise_loss(const NoiseLoss& call) {
     const auto a = loss_tensors<S>(call);
     const auto& gradient = a[kLossGradPred];
     const Cut cut = cut_of(call);
-    const bool reduce = call.reduction != Reduction::kNone;
+    const bool reduce = call.reduction != Reduction::kNone, forming = static_cast<bool>(gradient);
     const T factor = static_cast<T>(2.0 / divisor(call));
     const auto body = [&](const Unit& unit, const T* pred, const T* x0, const T* eps) {
-      alignas(64) T d[kChunk], out_[kChunk], grad_[kChunk];
+      alignas(64) T out_[kChunk], grad_[kChunk];
       T* out = reduce ? out_ : a[kLoss].target(unit.start, unit.n, out_);
-      T* grad = gradient ? gradient.target(unit.start, unit.n, grad_) : grad_;
+      T* grad = forming ? gradient.target(unit.start, unit.n, grad_) : grad_;
       for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-        loss_difference(call, sample, n, pred + at, x0 + at, eps + at, d + at);
-        const T weight = loss_weight<T>(call, sample);
+        const LossDifference<T> difference(call, sample, pred + at, x0 + at, eps + at);
+        const T weight = loss_weight<T>(call, sample), slope = factor * weight;
         const T offset = coefficient<T>(call.table, sample, kOffset);
-        const T* const from = d + at;
-        T* const to = out + at;
+        T *const value = out + at, *const along = grad + at;
         for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
           using V = typename decltype(number)::T;
-          store_vector(to + i, weighted_square(load_vector<V>(from + i), V(weight), V(offset)));
+          const V d = difference.template at<V>(i);
+          store_vector(value + i, weighted_square(d, V(weight), V(offset)));
+          if (forming) store_vector(along + i, V(slope) * d);
         });
-        if (gradient) combine<1, T>(n, {from}, {factor * weight}, grad + at);
       });
-      if (gradient) gradient.write(unit.start, unit.n, grad, grad_);
+      if (forming) gradient.write(unit.start, unit.n, grad, grad_);
       if (reduce) {
         partial_sums(cut, unit, out, call.partials);
       } else {
@@ -230,7 +240,7 @@ void noise_loss_backward(const NoiseLoss& call) {
     const Cut cut = cut_of(call);
     const T factor = static_cast<T>(2.0 / divisor(call));
     const auto body = [&](const Unit& unit, const T* pred, const T* x0, const T* eps) {
-      alignas(64) T d[kChunk], grad_[kChunk], out_[3][kChunk];
+      alignas(64) T grad_[kChunk], out_[3][kChunk];
       const T* grad = a[kLossGrad].read(unit.start, unit.n, grad_);
       T* out[3];
       for (int v = 0; v < 3; ++v) {
@@ -238,13 +248,14 @@ void noise_loss_backward(const NoiseLoss& call) {
         out[v] = access ? access.target(unit.start, unit.n, out_[v]) : out_[v];
       }
       for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-        loss_difference(call, sample, n, pred + at, x0 + at, eps + at, d + at);
+        const LossDifference<T> difference(call, sample, pred + at, x0 + at, eps + at);
         const T weight = factor * loss_weight<T>(call, sample);
-        const T *const from = d + at, *const g = grad + at;
+        const T* const g = grad + at;
         T* const to = out[0] + at;
         for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
           using V = typename decltype(number)::T;
-          store_vector(to + i, V(weight) * load_vector<V>(g + i) * load_vector<V>(from + i));
+          const V d = difference.template at<V>(i);
+          store_vector(to + i, V(weight) * load_vector<V>(g + i) * d);
         });
         for (int v = 1; v < 3; ++v) {
           if (!a[kLossGradPred + v]) continue;

@@ -20,16 +20,22 @@ struct PosteriorNumbers {
   T free_bits;
 };
 
+// Sets sigma = e^(l/2) as well.
 template <class T, bool kPrior>
-GENKERN_HD Kl<T> divergence(T mu, T l, T sigma, [[maybe_unused]] T m2, [[maybe_unused]] T lv2) {
+GENKERN_HD Kl<T> divergence(T mu, T l, [[maybe_unused]] T m2, [[maybe_unused]] T lv2, T& sigma) {
   if constexpr (kPrior) {
+    sigma = standard_deviation(l);
     return kl_prior(mu, l, m2, lv2);
   } else {
-    return kl_standard(mu, l, sigma);
+    const RootExpm1<T> g = root_expm1(l);
+    sigma = g.root;
+    return kl_standard(mu, g.expm1);
   }
 }
 
-template <class T, bool kPrior, bool kDraw, bool kKl>
+// kPlain, here and in the backward pass: logvar has no bounds and the KL no floor, whose
+// comparisons would take a sixth of the time.
+template <class T, bool kPrior, bool kDraw, bool kKl, bool kPlain>
 void posterior_loop(const Posterior& call, int64_t n, const T* __restrict mu,
                     const T* __restrict logvar, const T* __restrict m2, const T* __restrict lv2,
                     const T* __restrict eps, T* __restrict z, T* __restrict kl) {
@@ -37,17 +43,27 @@ void posterior_loop(const Posterior& call, int64_t n, const T* __restrict mu,
     using V = typename decltype(number)::T;
     const PosteriorNumbers<V> c(call);
     const V m = load_vector<V>(mu + i);
-    const V l = c.clamp(load_vector<V>(logvar + i));
-    const V sigma = kDraw || !kPrior ? standard_deviation(l) : V(0.0f);
+    const V raw = load_vector<V>(logvar + i);
+    const V l = kPlain ? raw : c.clamp(raw);
+    V sigma;
+    if constexpr (kKl) {
+      const V value =
+          divergence<V, kPrior>(m, l, load_vector<V>(m2 + (kPrior ? i : 0)),
+                                load_vector<V>(lv2 + (kPrior ? i : 0)), sigma)
+              .value;
+      store_vector(kl + i, kPlain ? value : with_free_bits(value, c.free_bits));
+    } else {
+      sigma = standard_deviation(l);
+    }
     if constexpr (kDraw) {
       store_vector(z + i, reparameterise(m, sigma, load_vector<V>(eps + i)));
     }
-    if constexpr (kKl) {
-      const Kl<V> d = divergence<V, kPrior>(m, l, sigma, load_vector<V>(m2 + (kPrior ? i : 0)),
-                                            load_vector<V>(lv2 + (kPrior ? i : 0)));
-      store_vector(kl + i, with_free_bits(d.value, c.free_bits));
-    }
   });
+}
+
+// A floor of 0 is none: root_expm1's sums are of squares near 0, and far from it above 0.1.
+bool is_plain(const Posterior& call) {
+  return call.free_bits <= 0.0 && call.logvar_min == -INFINITY && call.logvar_max == INFINITY;
 }
 
 // Tensors of a posterior call. What is written comes last.
@@ -94,6 +110,8 @@ void posterior_typed(const Posterior& call) {
   const int64_t size = total(call.shape);
   const Cut cut(size, call.shape.samples, kKl ? call.reduction : Reduction::kNone);
   const bool reduce = kKl && call.reduction != Reduction::kNone;
+  const auto loop = is_plain(call) ? posterior_loop<T, kPrior, kDraw, kKl, true>
+                                   : posterior_loop<T, kPrior, kDraw, kKl, false>;
   for_units(call, cut, call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
     alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], z_[kChunk], kl_[kChunk];
     alignas(64) T m2_[kPrior ? kChunk : Step<T>::kWidth], lv2_[kPrior ? kChunk : Step<T>::kWidth];
@@ -123,7 +141,7 @@ void posterior_typed(const Posterior& call) {
           }
           z = a[kZ].target(start, n, z_, draw);
         }
-        posterior_loop<T, kPrior, kDraw, kKl>(call, n, mu, logvar, m2, lv2, eps, z, kl);
+        loop(call, n, mu, logvar, m2, lv2, eps, z, kl);
         if constexpr (kDraw) a[kZ].write(start, n, z, z_, draw);
       }
       if constexpr (kKl) {
@@ -168,8 +186,7 @@ void posterior(const Posterior& call) {
 }
 
 // `along_eps` is the upstream gradient of z times the noise, or null where it is gz * eps: one
-// draw. kPlain: logvar has no bounds and the KL no floor, whose comparisons would take a sixth of
-// the time.
+// draw.
 template <class T, bool kPrior, bool kDraw, bool kKl, bool kPlain>
 void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
                              const T* __restrict mu, const T* __restrict logvar,
@@ -183,7 +200,14 @@ void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
     const PosteriorNumbers<V> c(call);
     const V raw = load_vector<V>(logvar + i);
     const V l = kPlain ? raw : c.clamp(raw);
-    const V sigma = kDraw || !kPrior ? standard_deviation(l) : V(0.0f);
+    Kl<V> d;
+    V sigma;
+    if constexpr (kKl) {
+      d = divergence<V, kPrior>(load_vector<V>(mu + i), l, load_vector<V>(m2 + (kPrior ? i : 0)),
+                                load_vector<V>(lv2 + (kPrior ? i : 0)), sigma);
+    } else {
+      sigma = standard_deviation(l);
+    }
     V along_mu = V(0.0f), along_logvar = V(0.0f);
     if constexpr (kDraw) {
       along_mu = load_vector<V>(gz + i);
@@ -192,9 +216,6 @@ void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
       along_logvar = V(0.5f) * sigma * product;
     }
     if constexpr (kKl) {
-      const Kl<V> d = divergence<V, kPrior>(load_vector<V>(mu + i), l, sigma,
-                                            load_vector<V>(m2 + (kPrior ? i : 0)),
-                                            load_vector<V>(lv2 + (kPrior ? i : 0)));
       V g = load_vector<V>(gkl + i) * V(static_cast<T>(kl_scale));
       if constexpr (!kPlain) g = g * free_bits_gradient(d.value, c.free_bits);
       along_mu = madd(g, d.mu, along_mu);
@@ -245,8 +266,6 @@ void posterior_backward_typed(const Posterior& call) {
   const int64_t size = total(call.shape);
   const Cut cut(size, 1, Reduction::kNone);
   const double kl_scale = 1.0 / divisor(call);
-  const bool plain =
-      call.free_bits <= 0.0 && call.logvar_min == -INFINITY && call.logvar_max == INFINITY;
   // Without a gradient of logvar no noise is needed.
   const bool draws = call.grad_logvar.data != nullptr;
   for_units(call, cut, draws && call.keys.data ? kNoiseGrain : kGrain,
@@ -294,7 +313,7 @@ void posterior_backward_typed(const Posterior& call) {
                 for (int v = 0; v < 4; ++v) {
                   out[v] = a[kGradMu + v] ? a[kGradMu + v].target(start, n, out_[v]) : out_[v];
                 }
-                const auto loop = plain ? posterior_backward_loop<T, kPrior, kDraw, kKl, true>
+                const auto loop = is_plain(call) ? posterior_backward_loop<T, kPrior, kDraw, kKl, true>
                                         : posterior_backward_loop<T, kPrior, kDraw, kKl, false>;
                 loop(call, kl_scale, n, mu, logvar, m2, lv2, gz, eps,
                      call.draws == 1 ? nullptr : along, gkl, out[0], out[1], out[2], out[3]);

@@ -30,7 +30,7 @@ struct StepKl {
 template <class T>
 GENKERN_HD StepKl<T> step_kl(T d, T mean_x0, T true_lv, T lv) {
   const T r = true_lv - lv;
-  const Expm1<T> g = expm1(r, exp(r));
+  const Expm1<T> g = expm1(r);
   // In two steps, by e^(-lv/4) kept finite, as in kl_prior (vae.h).
   const T q = exp_saturated(T(-0.25f) * lv);
   const T s = ((mean_x0 * d) * q) * q;

@@ -73,29 +73,43 @@ GENKERN_HD float ratio(float a, float b) {
 }
 #endif
 
+// e^x = 2^n (1 + q), q = e^r - 1 = r + w r, |r| <= ln(2) / 2.
+template <class F>
+struct ReducedExp {
+  F x;  // at most what makes 2^n infinite
+  F n, r, w, q;
+  F value;
+};
+
 // e^x within 1.5 ulp, with overflow to infinity and NaN kept; below 2^-125 it is 0. L: the lanes of
 // F, see normal.h.
 template <class L, class F = typename L::F>
-GENKERN_HD F exp_single(F x) {
+GENKERN_HD ReducedExp<F> reduced_exp(F argument) {
   const auto c = [](float f) { return L::broadcast(f); };
   // Beyond these the result is 0 or infinite all the same; the bounds keep n in [-126, 128].
-  const F y = clamp(x, c(-87.5f), c(89.0f));
-  // n = round(y / ln 2) by the 1.5 * 2^23 trick; ln 2 in two parts (Cody and Waite), the first
-  // with 15 significant bits so that n times it is exact.
-  const F shifted = madd(y, c(0x1.715476p+0f), c(12582912.0f));
-  const F n = shifted - c(12582912.0f);
+  const F x = at_most(argument, c(89.0f));
+  const F y = at_least(x, c(-87.5f));
+  // n = round(y / ln 2) by the 1.5 * 2^23 trick, with 126 added; ln 2 in two parts (Cody and
+  // Waite), the first with 15 significant bits so that n times it is exact.
+  const F shifted = madd(y, c(0x1.715476p+0f), c(12582912.0f + 126.0f));
+  const F n = shifted - c(12582912.0f + 126.0f);
   const F r = madd(n, c(-0x1.7f7d1cp-20f), madd(n, c(-0x1.62e4p-1f), y));
-  // (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, minimax relative to e^r: 0.05 * 2^-24.
-  F p = c(0.001381459878757596f);
-  p = madd(p, r, c(0.008368716575205326f));
-  p = madd(p, r, c(0.04166838899254799f));
-  p = madd(p, r, c(0.1666652113199234f));
-  p = madd(p, r, c(0.4999999403953552f));
-  p = madd(p * r, r, r) + c(1.0f);
+  // (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, exact at 0, minimax relative to e^r: 0.07 * 2^-24.
+  F p = c(0.0013863786589354277f);
+  p = madd(p, r, c(0.008367476053535938f));
+  p = madd(p, r, c(0.041667237877845764f));
+  p = madd(p, r, c(0.16666534543037415f));
+  p = madd(p, r, c(0.5f));
+  const F w = p * r;
+  const F q = madd(w, r, r);
   // By 2 and 2^(n-1), which the exponent field holds up to n = 128; it is 0 at n = -126. Shifted
-  // left, all that stays of `shifted` is n.
-  const auto scale = (L::as_uint(shifted) << 23) + (126u << 23);
-  return (p + p) * L::as_float(scale);
+  // left, all that stays of `shifted` is n + 126.
+  const F value = madd(q, c(2.0f), c(2.0f)) * L::as_float(L::as_uint(shifted) << 23);
+  return {x, n, r, w, q, value};
+}
+template <class L, class F = typename L::F>
+GENKERN_HD F exp_single(F x) {
+  return reduced_exp<L>(x).value;
 }
 GENKERN_HD float exp(float x) {
 #if defined(__CUDA_ARCH__)
@@ -166,6 +180,44 @@ GENKERN_HD Expm1<T> expm1(T x, T e) {
   return {select_less(size, half, x + series, far),
           select_less(size, half, series, far - at_most(x, T(88.0f)))};
 }
+
+template <class T>
+GENKERN_HD Expm1<T> expm1(T x) {
+  return expm1(x, exp(x));
+}
+
+// The same with e^(x/2).
+template <class T>
+struct RootExpm1 {
+  T root;
+  Expm1<T> expm1;
+};
+template <class T>
+GENKERN_HD RootExpm1<T> root_expm1(T x) {
+  const T root = exp(T(0.5f) * x);
+  return {root, expm1(x, root * root)};
+}
+// Where n = 0, x = 2 r: e^x - 1 = 2 q + q^2, and less x that is 2 w r + q^2, a sum of what is not
+// negative. So the exponential's polynomial serves for the series, within 2 * 2^-24.
+template <class L, class F = typename L::F>
+GENKERN_HD RootExpm1<F> root_expm1_single(F x) {
+  const auto c = [](float f) { return L::broadcast(f); };
+  const ReducedExp<F> e = reduced_exp<L>(c(0.5f) * x);
+  const F size = magnitude(e.n), half = c(0.5f), top = madd(c(-2.0f), e.x, c(-1.0f));
+  return {e.value,
+          {select_less(size, half, madd(e.q, e.q, e.q + e.q), madd(e.value, e.value, c(-1.0f))),
+           select_less(size, half, madd(e.w + e.w, e.r, e.q * e.q), madd(e.value, e.value, top))}};
+}
+#if !defined(__CUDA_ARCH__)
+template <>
+GENKERN_HD RootExpm1<float> root_expm1(float x) {
+  return root_expm1_single<ScalarLanes>(x);
+}
+template <>
+GENKERN_HD Expm1<float> expm1(float x) {
+  return root_expm1(x).expm1;
+}
+#endif
 
 // log(1 + e) for e in [0, 1], within 2 ulp.
 template <class T>

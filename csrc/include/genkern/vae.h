@@ -40,10 +40,9 @@ struct Kl {
   T prior_logvar;
 };
 
-// Against N(0, 1), given sigma = e^(l/2).
+// Against N(0, 1), g that of l.
 template <class T>
-GENKERN_HD Kl<T> kl_standard(T mu, T l, T sigma) {
-  const Expm1<T> g = expm1(l, sigma * sigma);
+GENKERN_HD Kl<T> kl_standard(T mu, Expm1<T> g) {
   const T derivative = T(0.5f) * g.value;
   return {T(0.5f) * madd(mu, mu, g.minus_x), mu, derivative, -madd(T(0.5f) * mu, mu, derivative)};
 }
@@ -51,7 +50,7 @@ GENKERN_HD Kl<T> kl_standard(T mu, T l, T sigma) {
 template <class T>
 GENKERN_HD Kl<T> kl_prior(T mu, T l, T m2, T lv2) {
   const T d = l - lv2;
-  const Expm1<T> g = expm1(d, exp(d));
+  const Expm1<T> g = expm1(d);
   // In two steps, by e^(-lv2/4) kept finite: the square of mu - m2, or e^(-lv2), may overflow
   // where the product does not, and 0 times infinity would make a NaN.
   const T q = exp_saturated(T(-0.25f) * lv2);
