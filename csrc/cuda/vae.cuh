@@ -143,7 +143,7 @@ struct RsampleKlBackward {
     if (slot.has(kGradLogvar)) {
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v)
-        if (clamp.gradient(logvar[v]) == Acc(0)) grad_logvar[v] = 0;
+        grad_logvar[v] = clamp.gradient(logvar[v], grad_logvar[v]);
       slot.store(kGradLogvar, grad_logvar);
     }
   }
@@ -298,8 +298,7 @@ struct GaussianNllBackward {
       const auto nll = decoder.nll(x_hat[v], x[v], logvar[v]);
       x[v] = g[v] * nll.x;
       x_hat[v] = -x[v];
-      if constexpr (kLearned)
-        logvar[v] = decoder.clamp.gradient(logvar[v]) == Acc(0) ? Acc(0) : g[v] * nll.logvar;
+      if constexpr (kLearned) logvar[v] = decoder.clamp.gradient(logvar[v], g[v] * nll.logvar);
     }
     if (slot.has(kGradXHat)) slot.store(kGradXHat, x_hat);
     if (slot.has(kGradX)) slot.store(kGradX, x);

@@ -13,10 +13,11 @@ template <class T>
 struct LogvarClamp {
   T min, max;
   GENKERN_HD T operator()(T logvar) const { return clamp(logvar, min, max); }
-  // 1 inside and at the bounds, 0 outside; NaN counts as inside.
-  GENKERN_HD T gradient(T logvar) const {
+  // The clamped value's gradient inside and at the bounds, 0 outside also where it is infinite; NaN
+  // counts as inside.
+  GENKERN_HD T gradient(T logvar, T upstream) const {
     const T zero = T(0.0f);
-    return select_less(logvar, min, zero, select_less(max, logvar, zero, T(1.0f)));
+    return select_less(logvar, min, zero, select_less(max, logvar, zero, upstream));
   }
 };
 
