@@ -13,7 +13,8 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cp
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter distributed docs test bench lint format cuda exhaustive compat clean FORCE
+.PHONY: help demo chapter distributed docs test bench fuzz sanitize soak large lint format cuda \
+  exhaustive compat clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +28,10 @@ help:
 	@echo "make format      format the sources"
 	@echo "make cuda        compile the CUDA library (needs nvcc, no GPU)"
 	@echo "make exhaustive  check the noise functions on all 2^32 words"
+	@echo "make fuzz        100,000 random and as many hostile calls (hours; ARGS=--quick: minutes)"
+	@echo "make sanitize    tests and fuzzing under ASan, UBSan and TSan (half an hour)"
+	@echo "make soak        train for an hour and watch the memory (ARGS=\"--minutes 5\")"
+	@echo "make large       tensors of more than 2^31 and 2^32 elements (20 GB)"
 	@echo "make compat      try one wheel under the oldest torch and the newest (gigabytes)"
 	@echo "make clean       remove .venv and everything built"
 
@@ -55,6 +60,18 @@ bench: .venv/installed
 
 exhaustive: .venv/installed
 	@$(PY) -m pytest -m exhaustive $(ARGS)
+
+large: .venv/installed
+	@$(PY) -m pytest -m large $(ARGS)
+
+fuzz: .venv/installed
+	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.fuzz $(ARGS)
+
+sanitize: .venv/installed
+	@$(PY) -m benchmarks.sanitize $(ARGS)
+
+soak: .venv/installed
+	@$(PY) -m benchmarks.soak $(ARGS)
 
 lint: .venv/installed
 	$(PY) -m ruff check .

@@ -235,10 +235,13 @@ def _posterior(d: Draw) -> Run:
 
     def run(*a: Any) -> Any:
         first, second = vae.DiagonalGaussian(a[q], logvar_clamp=clamp), vae.DiagonalGaussian(a[p])
-        return (
-            first.sample(**_with(given, a)), first.mode(), first.kl(reduction=reduction),
-            first.kl(second), first.nll(a[x], reduction=reduction),
-        )  # fmt: skip
+        # The sample last: what is wrong with the others shows before noise is drawn.
+        losses = (
+            first.kl(reduction=reduction),
+            first.kl(second),
+            first.nll(a[x], reduction=reduction),
+        )
+        return *losses, first.mode(), first.sample(**_with(given, a))
 
     return run
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -196,17 +196,23 @@ class PublicApi(RuleBasedStateMachine):
             torch.set_num_threads(self.threads)
 
 
-def run(cases: int, seed: int = 0, on_case: Callable[[], object] = lambda: None) -> Tally:
+def run(
+    cases: int,
+    seed: int = 0,
+    on_case: Callable[[], object] = lambda: None,
+    phases: Sequence[Phase] = tuple(Phase),
+) -> Tally:
     """Runs at least so many calls, the same ones for the same seed; raises at the first fault.
 
     Args:
         cases: How many calls.
         seed: Seed of the first twenty runs of the machine; the next twenty have the next.
         on_case: Called at each call.
+        phases: Hypothesis' phases; shrinking a fault can take minutes.
     """
     tally = Tally(on_case)
     twenty = settings(
-        max_examples=20, stateful_step_count=_STEPS, deadline=None, database=None,
+        max_examples=20, stateful_step_count=_STEPS, deadline=None, database=None, phases=phases,
         suppress_health_check=list(HealthCheck), print_blob=False, report_multiple_bugs=False,
     )  # fmt: skip
     while tally.cases < cases:
