@@ -39,8 +39,10 @@ def test_random_calls_agree_with_the_reference_and_the_exact_values():
 
 def test_hostile_calls_raise_or_are_right():
     hostile = Hostile(0)
-    for _ in range(CASES):
-        hostile.call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sparse tensors
+        for _ in range(CASES):
+            hostile.call()
     assert hostile.ended["a result"] > CASES // 5 and hostile.ended["RuntimeError"] > CASES // 5
 
 

@@ -187,6 +187,8 @@ class Hostile:
             range(len(args)), min(self.rng.choice((1, 1, 2, 3)), len(args))
         ):
             name, args[place] = _spoil(args[place], self.rng)
+            if op.overload._schema.arguments[place].name == "coefficients":
+                name += ", the numbers of a table"
             names.append(f"{place}: {name}")
         text = f"{op.name}, {', '.join(names)}"
         self.calls[op.name] += 1

@@ -47,12 +47,13 @@ class Tally:
         return sum(self.calls.values())
 
 
-def _leaves(tensors: Sequence[Any], gradient: bool) -> list[Any]:
+def _leaves(tensors: Sequence[Any], which: int) -> list[Any]:
+    """The tensors, with gradients where `which` has a bit."""
     return [
         x.detach().requires_grad_()
-        if gradient and isinstance(x, Tensor) and x.is_floating_point() and not x.is_meta
+        if which >> i & 1 and isinstance(x, Tensor) and x.is_floating_point() and not x.is_meta
         else x
-        for x in tensors
+        for i, x in enumerate(tensors)
     ]
 
 
@@ -63,9 +64,11 @@ def _upstream(x: Tensor, dense: bool) -> Tensor:
     return LAYOUTS["reversed"](values(5, "normal", tuple(x.shape), x.dtype))
 
 
-def _call(run: Run, tensors: Sequence[Any], derivatives: int, dense: bool) -> tuple[Tensor, ...]:
+def _call(
+    run: Run, tensors: Sequence[Any], derivatives: int, which: int, dense: bool
+) -> tuple[Tensor, ...]:
     """The results and their derivatives by the tensors."""
-    leaves = _leaves(tensors, derivatives > 0)
+    leaves = _leaves(tensors, which if derivatives else 0)
     found = list(outputs(run(*leaves)))
     wanted = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
     last = found
@@ -137,14 +140,14 @@ class PublicApi(RuleBasedStateMachine):
         draw = Draw(data.draw, self.pool, self.schedule, bad)
         run = CALLS[name](draw)
         derivatives = data.draw(st.sampled_from((0, 1, 1, 1, 2)))
-        dense = data.draw(st.booleans())
+        which, dense = data.draw(st.sampled_from((-1, 1, 2, 3, 5))), data.draw(st.booleans())
         tensors = draw.tensors
         before = [x.clone() if isinstance(x, Tensor) else x for x in tensors]
         self.tally.calls[name] += 1
         self.tally.on_case()
 
         def call() -> tuple[Tensor, ...]:
-            return _call(run, tensors, derivatives, dense)
+            return _call(run, tensors, derivatives, which, dense)
 
         with comparing() as backend:
             got = _attempt(call)
