@@ -15,8 +15,8 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) \
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter distributed docs test cuda-on-host bench lint format cuda gpu-static exhaustive \
-  evidence compat clean FORCE
+.PHONY: help demo chapter distributed docs test cuda-on-host bench fuzz sanitize soak large lint \
+  format cuda gpu-static exhaustive evidence compat clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,10 @@ help:
 	@echo "make gpu-static  print what the GPU kernels compile to and the speed that follows"
 	@echo "make exhaustive  check the noise functions on all 2^32 words"
 	@echo "make evidence    test randomness and numerics at length, half an hour, 6 GB"
+	@echo "make fuzz        100,000 random and as many hostile calls (hours; ARGS=--quick: minutes)"
+	@echo "make sanitize    tests and fuzzing under ASan, UBSan and TSan (half an hour)"
+	@echo "make soak        train for an hour and watch the memory (ARGS=\"--minutes 5\")"
+	@echo "make large       tensors of more than 2^31 and 2^32 elements (20 GB)"
 	@echo "make compat      try one wheel under the oldest torch and the newest (gigabytes)"
 	@echo "make clean       remove .venv and everything built"
 
@@ -68,6 +72,18 @@ exhaustive: .venv/installed
 evidence: .venv/installed
 	@$(PY) -m benchmarks.randomness --json docs/evidence/randomness.json
 	@$(PY) -m benchmarks.numerics --json docs/evidence/numerics.json
+
+large: .venv/installed
+	@$(PY) -m pytest -m large $(ARGS)
+
+fuzz: .venv/installed
+	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.fuzz $(ARGS)
+
+sanitize: .venv/installed
+	@$(PY) -m benchmarks.sanitize $(ARGS)
+
+soak: .venv/installed
+	@$(PY) -m benchmarks.soak $(ARGS)
 
 lint: .venv/installed
 	$(PY) -m ruff check .
