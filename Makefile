@@ -9,11 +9,14 @@ ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 NATIVE := $(shell find csrc -type f 2>/dev/null)
-FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard benchmarks/*.cpp)
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) \
+  $(wildcard benchmarks/*.cpp benchmarks/*/*.cpp) \
+  $(wildcard $(addprefix tests/cuda_on_host/,*.h *.cpp *.cu include/*.h))
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter distributed docs test bench gpu lint format cuda exhaustive compat clean FORCE
+.PHONY: help demo chapter distributed docs test cuda-on-host bench gpu fuzz sanitize soak large lint \
+  format cuda gpu-static exhaustive evidence compat clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -22,12 +25,19 @@ help:
 	@echo "make distributed train on 1, 2 and 4 processes and compare losses and noise"
 	@echo "make docs        build the documentation's site, docs/_build/html/index.html"
 	@echo "make test        run the tests"
+	@echo "make cuda-on-host  run the CUDA kernels on the CPU, with checks of memory and races"
 	@echo "make bench       run the benchmarks"
 	@echo "make gpu         run the tests and benchmarks that need a GPU; write docs/evidence/gpu.json"
 	@echo "make lint        check format, style and types"
 	@echo "make format      format the sources"
 	@echo "make cuda        compile the CUDA library (needs nvcc, no GPU)"
+	@echo "make gpu-static  print what the GPU kernels compile to and the speed that follows"
 	@echo "make exhaustive  check the noise functions on all 2^32 words"
+	@echo "make evidence    test randomness and numerics at length, half an hour, 6 GB"
+	@echo "make fuzz        100,000 random and as many hostile calls (hours; ARGS=--quick: minutes)"
+	@echo "make sanitize    tests and fuzzing under ASan, UBSan and TSan (half an hour)"
+	@echo "make soak        train for an hour and watch the memory (ARGS=\"--minutes 5\")"
+	@echo "make large       tensors of more than 2^31 and 2^32 elements (20 GB)"
 	@echo "make compat      try one wheel under the oldest torch and the newest (gigabytes)"
 	@echo "make clean       remove .venv and everything built"
 
@@ -51,6 +61,9 @@ docs: .venv/installed
 test: .venv/installed
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
+cuda-on-host: .venv/installed
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" nice $(PY) -m benchmarks.cuda_on_host --quick $(ARGS)
+
 bench: .venv/installed
 	@$(PY) -m benchmarks $(ARGS)
 
@@ -59,6 +72,22 @@ gpu: .venv/installed
 
 exhaustive: .venv/installed
 	@$(PY) -m pytest -m exhaustive $(ARGS)
+
+evidence: .venv/installed
+	@$(PY) -m benchmarks.randomness --json docs/evidence/randomness.json
+	@$(PY) -m benchmarks.numerics --json docs/evidence/numerics.json
+
+large: .venv/installed
+	@$(PY) -m pytest -m large $(ARGS)
+
+fuzz: .venv/installed
+	@OMP_NUM_THREADS=1 $(PY) -m benchmarks.fuzz $(ARGS)
+
+sanitize: .venv/installed
+	@$(PY) -m benchmarks.sanitize $(ARGS)
+
+soak: .venv/installed
+	@$(PY) -m benchmarks.soak $(ARGS)
 
 lint: .venv/installed
 	$(PY) -m ruff check .
@@ -76,6 +105,9 @@ format: .venv/installed
 cuda: .venv/requirements
 	@GENKERN_BUILD=cuda $(PY) setup.py --quiet build_py --build-lib build/cuda
 	@ls -l build/cuda/genkern/libgenkern_cuda.so
+
+gpu-static: cuda .venv/installed
+	@$(PY) -m benchmarks.gpu_static $(ARGS)
 
 # The wheel of this machine in an environment of its own for each torch of COMPAT. By hand: PyPI's
 # builds of torch bring CUDA with them.

@@ -29,7 +29,7 @@ def _first_line(path: str, start: str = "") -> str | None:
     return next((line for line in lines if line.startswith(start)), None)
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -50,8 +50,7 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "genkern": genkern.__version__,
         "torch": torch.__version__,
-        "triton": _version("triton"),
-        "diffusers": _version("diffusers"),
+        "diffusers": version("diffusers"),
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": f"{_cpu()}, {os.cpu_count()} cores",

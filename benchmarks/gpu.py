@@ -210,6 +210,7 @@ def machine(device: str) -> dict[str, Any]:
         )
         facts["CUDA of torch"] = torch.version.cuda or f"ROCm {torch.version.hip}"
         facts["CUDA of the library"] = build_facts().get("cuda")
+        facts["triton"] = environment.version("triton")
     return facts
 
 

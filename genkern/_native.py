@@ -35,6 +35,10 @@ def _load(device: str) -> str | None:
             return f"{path.name} needs a CUDA build of torch, this is {torch.__version__}"
         if built != running:
             return f"{path.name} was built for CUDA {built}, torch has CUDA {running}"
+    # To register operators twice would end the process.
+    registered = hasattr(getattr(torch.ops, f"_genkern_{device}"), "kl")
+    if registered and str(path.resolve()) not in torch.ops.loaded_libraries:
+        return f"another {path.name} is loaded in this process"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:

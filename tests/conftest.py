@@ -11,6 +11,14 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 import torch
 
+# See docs/cuda_on_host.md: the tests that run on each backend run on this one too.
+if library := os.environ.get("GENKERN_CUDA_ON_HOST"):
+    from cuda_on_host.backend import CudaOnHost
+
+    from genkern.backends import BACKENDS
+
+    BACKENDS.append(CudaOnHost(library))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def poisoned_memory():

@@ -26,7 +26,7 @@ KAT_KEYS = [k.removeprefix("key_") for k in KAT if k.startswith("key_")]
 MASK = 2**64 - 1
 
 
-@pytest.fixture(params=["native", "triton", "reference"])
+@pytest.fixture(params=[b.name for b in genkern.backends.BACKENDS])
 def chosen(request):
     """Runs a test with each backend chosen."""
     backend = next(b for b in genkern.backends.BACKENDS if b.name == request.param)

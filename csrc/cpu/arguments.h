@@ -13,8 +13,13 @@
 #include <sys/mman.h>
 #endif
 
+#include <cstdint>
 #include <optional>
 #include <vector>
+
+#if defined(GENKERN_OWN_THREADS)
+#include <thread>
+#endif
 
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
@@ -23,7 +28,9 @@
 namespace genkern {
 
 // The kernels of this processor.
-#if defined(__x86_64__)
+#if defined(GENKERN_ONLY)
+#define GENKERN_KERNELS(family) GENKERN_ONLY::family##_kernels()
+#elif defined(__x86_64__)
 #define GENKERN_KERNELS(family)                                     \
   (capability() == Capability::kAvx512 ? avx512::family##_kernels() \
    : capability() == Capability::kAvx2 ? avx2::family##_kernels()   \
@@ -36,8 +43,17 @@ inline void parallel(int64_t n, int64_t grain, void (*body)(void*, int64_t, int6
                      void* context) {
   if (n <= 0) return;
   if (n <= grain) return body(context, 0, n);
+#if defined(GENKERN_OWN_THREADS)
+  constexpr int64_t kThreads = 4;
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < kThreads; ++i) {
+    threads.emplace_back([=] { body(context, n * i / kThreads, n * (i + 1) / kThreads); });
+  }
+  for (std::thread& thread : threads) thread.join();
+#else
   torch::stable::parallel_for(0, n, grain,
                               [&](int64_t begin, int64_t end) { body(context, begin, end); });
+#endif
 }
 
 inline Type type_of(ScalarType dtype) {
@@ -57,6 +73,29 @@ inline Type type_of(ScalarType dtype) {
 
 inline ScalarType arithmetic(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Reduction reduction_of(const char* function, int64_t reduction) {
+  STD_TORCH_CHECK(reduction >= 0 && reduction <= static_cast<int64_t>(Reduction::kSample), function,
+                  ": expected a reduction from 0 to 4, got ", reduction);
+  return static_cast<Reduction>(reduction);
+}
+
+// Raises unless x's elements lie in its memory: a storage can be freed or shrunk under its tensors,
+// as FSDP does, and a buffer of bytes can start anywhere.
+inline void check_memory(const char* function, const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cpu(), function, ": expected tensors on the CPU");
+  if (x.numel() == 0) return;
+  const int64_t size = static_cast<int64_t>(x.element_size());
+  int64_t last, bytes;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(x.get(), &last));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(x.get(), &bytes));
+  for (int64_t d = 0; d < x.dim(); ++d) last += (x.size(d) - 1) * x.stride(d);
+  STD_TORCH_CHECK(last < bytes / size, function, ": a tensor reaches beyond its storage of ", bytes,
+                  " bytes: was the storage freed or resized?");
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(x.data_ptr()) % static_cast<uintptr_t>(size) == 0,
+                  function,
+                  ": a tensor's memory is not aligned to its elements; clone() aligns it");
 }
 
 inline int64_t samples(const Tensor& x) { return x.dim() ? x.size(0) : 1; }
@@ -109,7 +148,8 @@ inline Tensor new_tensor(const std::vector<int64_t>& shape, ScalarType dtype) {
   int64_t stride = 1;
   for (size_t d = shape.size(); d-- > 0;) {
     strides[d] = stride;
-    stride *= shape[d] > 1 ? shape[d] : 1;
+    STD_TORCH_CHECK(!__builtin_mul_overflow(stride, shape[d] > 1 ? shape[d] : 1, &stride),
+                    "expected a shape of fewer than 2^63 elements");
   }
   return empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
                        dtype_code(dtype));
@@ -125,6 +165,8 @@ inline Tensor reduced(const Tensor& like, Reduction reduction) {
 class Arguments {
  public:
   Arguments(const char* function, const Tensor& like) : function_(function), like_(like) {
+    STD_TORCH_CHECK(like.dim() <= kMaxDims, function_, ": expected at most ", kMaxDims,
+                    " dimensions, got ", like.dim());
     shape_.dims = static_cast<int>(like.dim());
     shape_.sizes = like.sizes().data();
     shape_.samples = samples(like);
@@ -134,6 +176,7 @@ class Arguments {
 
   Shape shape() const { return shape_; }
   Type type() const { return type_of(like_.scalar_type()); }
+  Reduction reduction(int64_t code) const { return reduction_of(function_, code); }
 
   // A tensor of the call's shape and dtype.
   View view(const Tensor& x) const {
@@ -171,7 +214,6 @@ class Arguments {
 
   Keys keys(const Optional& key) {
     if (!key) return {};
-    STD_TORCH_CHECK(key->is_cpu(), function_, ": expected a key on the CPU");
     keys_ = read_keys(function_, *key);
     const bool per_sample = key->dim() == 2;
     STD_TORCH_CHECK(!per_sample || static_cast<int64_t>(keys_.size()) == shape_.samples, function_,
@@ -185,6 +227,7 @@ class Arguments {
                     ": expected a uint64 or int64 key");
     STD_TORCH_CHECK((key.dim() == 1 || key.dim() == 2) && key.size(key.dim() - 1) == 2, function,
                     ": expected a key of shape (2,) or (B, 2)");
+    check_memory(function, key);
     const auto* words = static_cast<const uint64_t*>(key.data_ptr());
     const int64_t word = key.stride(key.dim() - 1);
     std::vector<Key> keys(static_cast<size_t>(key.dim() == 2 ? key.size(0) : 1));
@@ -197,8 +240,8 @@ class Arguments {
 
  protected:
   void check(const Tensor& x, ScalarType dtype) const {
-    STD_TORCH_CHECK(x.is_cpu(), function_, ": expected tensors on the CPU");
     STD_TORCH_CHECK(x.scalar_type() == dtype, function_, ": expected tensors of one dtype");
+    check_memory(function_, x);
   }
 
  private:

@@ -72,7 +72,7 @@ class DiffusionArguments : public Arguments {
   template <class C>
   Tensor result(const Tensor& like, C& call, int64_t reduction) {
     call.by_sample = true;
-    call.reduction = static_cast<Reduction>(reduction);
+    call.reduction = Arguments::reduction(reduction);
     const bool whole = call.reduction == Reduction::kNone;
     Tensor out = whole ? new_like(like) : reduced(like, call.reduction);
     call.loss = whole ? view(out) : View{out.data_ptr()};
@@ -81,7 +81,7 @@ class DiffusionArguments : public Arguments {
 
   template <class C>
   void upstream_of(const Tensor& grad, C& call, int64_t reduction) {
-    call.reduction = static_cast<Reduction>(reduction);
+    call.reduction = Arguments::reduction(reduction);
     call.grad = upstream(grad, call.reduction);
   }
 

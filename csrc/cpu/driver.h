@@ -127,6 +127,12 @@ T sum(const T* __restrict x, int64_t n) {
   return lanes[0];
 }
 
+// In pairs: the rounding error grows with the logarithm of n, which counts for float64.
+inline double tree_sum(const double* x, int64_t n) {
+  if (n <= 2) return n == 2 ? x[0] + x[1] : n == 1 ? x[0] : 0.0;
+  return tree_sum(x, n / 2) + tree_sum(x + n / 2, n - n / 2);
+}
+
 // Calls f(begin, end) on ranges of units, on torch's threads.
 template <class F>
 void for_units(const Call& call, const Cut& cut, int64_t grain, const F& f) {
@@ -178,9 +184,7 @@ void finish(const Call& call, const Cut& cut, T* out) {
   const bool apart = call.reduction == Reduction::kSample;
   const int64_t values = apart ? cut.segments : 1, each = cut.partials() / (values ? values : 1);
   for (int64_t s = 0; s < values; ++s) {
-    double value = 0.0;
-    for (int64_t c = 0; c < each; ++c) value += call.partials[s * each + c];
-    out[s] = static_cast<T>(value / divisor(call));
+    out[s] = static_cast<T>(tree_sum(call.partials + s * each, each) / divisor(call));
   }
 }
 

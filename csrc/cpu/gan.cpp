@@ -8,7 +8,7 @@ C call_of(const Arguments& arguments, int64_t reduction = 0) {
   C call{};
   call.type = arguments.type();
   call.shape = arguments.shape();
-  call.reduction = static_cast<Reduction>(reduction);
+  call.reduction = arguments.reduction(reduction);
   call.parallel = parallel;
   return call;
 }
@@ -126,7 +126,7 @@ Tensor discriminator(const char* function, const Tensor& real_logits, const Tens
   if (which == GanKind::kRelativistic) {
     return difference_value(function, real_logits, fake_logits, real, reduction, formed);
   }
-  const Reduction how = static_cast<Reduction>(reduction);
+  const Reduction how = reduction_of(function, reduction);
   const bool elements = how == Reduction::kNone || how == Reduction::kSample;
   if (elements || same_shape(real_logits, fake_logits)) {
     Arguments arguments(function, real_logits);
@@ -168,6 +168,7 @@ View rows_view(const char* function, const Tensor& x, const Tensor& grads, Reduc
   STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == dtype && x.dim() == (each ? 1 : 0) &&
                       (!each || x.size(0) == grads.size(0)),
                   function, ": the upstream gradient has the wrong shape, dtype or device");
+  check_memory(function, x);
   return {x.data_ptr(), each ? x.strides().data() : &kOne, 0, !whole};
 }
 
@@ -204,6 +205,7 @@ Tensor weights_of(const char* function, const Tensor& real, const Optional& key,
     STD_TORCH_CHECK(noise->is_cpu() && noise->scalar_type() == real.scalar_type() &&
                         noise->dim() == 1 && noise->size(0) == batch,
                     function, ": expected noise of shape (", batch, ",)");
+    check_memory(function, *noise);
     return *noise;
   }
   const ScalarType dtype = arithmetic(real.scalar_type());

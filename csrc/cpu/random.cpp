@@ -8,7 +8,6 @@ Tensor numbers(const char* function, const Tensor& key, const std::vector<int64_
                ScalarType dtype, bool normal) {
   const std::vector<Key> keys = Arguments::read_keys(function, key);
   const bool per_sample = key.dim() == 2;
-  STD_TORCH_CHECK(key.is_cpu(), function, ": expected a key on the CPU");
   STD_TORCH_CHECK(!per_sample || (!shape.empty() && shape[0] == key.size(0)), function,
                   ": expected the first size to be the number of keys");
   Numbers call;
@@ -63,6 +62,7 @@ Tensor fold_in(const Tensor& key, const Tensor& data) {
   STD_TORCH_CHECK(data.is_cpu() && data.scalar_type() == ScalarType::Long && data.dim() <= 1 &&
                       (!per_item || data.size(0) == n),
                   "fold_in: expected int64 data of shape () or (B,)");
+  check_memory("fold_in", data);
   std::vector<int64_t> shape{2};
   if (key.dim() == 2 || per_item) shape.insert(shape.begin(), n);
   const Tensor out = torch::stable::new_empty(key, shape);

@@ -62,7 +62,7 @@ Likelihood likelihood_call(Arguments& arguments, const Tensor& x_hat, const Tens
   Likelihood call{};
   call.type = arguments.type();
   call.shape = arguments.shape();
-  call.reduction = static_cast<Reduction>(reduction);
+  call.reduction = arguments.reduction(reduction);
   call.parallel = parallel;
   call.x_hat = arguments.view(x_hat);
   call.x = arguments.view(x);
@@ -97,7 +97,7 @@ Tensor kl(const Tensor& mu, const Tensor& logvar, const Optional& prior_mu,
   Arguments arguments("kl", mu);
   Posterior call = posterior_call(arguments, mu, logvar, prior_mu, prior_logvar, {}, {}, {},
                                   {prior_mu_value, prior_logvar_value, free_bits, logvar_min,
-                                   logvar_max, static_cast<Reduction>(reduction)});
+                                   logvar_max, arguments.reduction(reduction)});
   const Tensor out = result(arguments, mu, call, call.kl);
   const auto scratch = partials(call);
   if (out.numel()) GENKERN_KERNELS(vae).posterior(call);
@@ -114,7 +114,7 @@ std::tuple<Tensor, Tensor> rsample_kl(const Tensor& mu, const Tensor& logvar,
   Arguments arguments("rsample_kl", mu);
   Posterior call = posterior_call(arguments, mu, logvar, prior_mu, prior_logvar, key, noise, {},
                                   {prior_mu_value, prior_logvar_value, free_bits, logvar_min,
-                                   logvar_max, static_cast<Reduction>(reduction)});
+                                   logvar_max, arguments.reduction(reduction)});
   const Tensor z = new_like(mu);
   call.z = arguments.view(z);
   const Tensor out = result(arguments, mu, call, call.kl);
@@ -136,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rsample_kl_backward(
   Posterior call =
       posterior_call(arguments, mu, logvar, prior_mu, prior_logvar, key, noise, num_samples,
                      {prior_mu_value, prior_logvar_value, free_bits, logvar_min, logvar_max,
-                      static_cast<Reduction>(reduction)});
+                      arguments.reduction(reduction)});
   if (grad_z) call.grad_z = arguments.drawn(*grad_z, num_samples);
   if (grad_kl) call.grad_kl = arguments.upstream(*grad_kl, call.reduction);
   const Tensor grad_mu = gradient(mu, mu, output_mask, 0);

@@ -290,14 +290,11 @@ Tensor guidance_factor(Tensor pred, Tensor uncond, double guidance_scale, double
     }
     const cudaStream_t stream = current_stream(pred.get_device_index());
     with_walk(walk, [&](auto kind) {
-      guidance_moments<Body, T, kind.value><<<grid.blocks, grid.threads, 0, stream>>>(plan, body);
+      start(guidance_moments<Body, T, kind.value>, grid.blocks, grid.threads, stream, plan, body);
     });
-    check_launch();
     if (!body.partials) return;
-    merge_moments<<<grid.second_blocks(), grid.second_threads(), 0, stream>>>(
-        body.partials, static_cast<Acc*>(plan.result), grid.results, grid.blocks_a_result,
-        guidance_rescale);
-    check_launch();
+    start(merge_moments<Acc>, grid.second_blocks(), grid.second_threads(), stream, body.partials,
+          static_cast<Acc*>(plan.result), grid.results, grid.blocks_a_result, guidance_rescale);
   });
   return out;
 }
@@ -330,10 +327,9 @@ Tensor dynamic_threshold(Tensor x_t, Tensor pred, OptionalTensor uncond, Tensor 
                     max_value};
     const cudaStream_t stream = current_stream(x_t.get_device_index());
     with_walk(walk, [&](auto kind) {
-      select_threshold<Body, T, kind.value>
-          <<<static_cast<unsigned>(plan.samples), kThresholdThreads, 0, stream>>>(plan, body);
+      start(select_threshold<Body, T, kind.value>, static_cast<unsigned>(plan.samples),
+            kThresholdThreads, stream, plan, body);
     });
-    check_launch();
   });
   return out;
 }

@@ -209,8 +209,9 @@ struct StepRow {
         half_log_variance_values(Acc(0.5) * row.get(kLogVarianceValues, learned)) {}
 
   __device__ Acc x0(Acc x_t, Acc m) const { return madd(x0_pred, m, x0_x_t * x_t); }
+  template <class Exp>
   __device__ Acc learned_std(Acc values) const {
-    return noise * exp(madd(half_log_variance_values, values, half_log_variance));
+    return noise * Exp::of(madd(half_log_variance_values, values, half_log_variance));
   }
 };
 
@@ -246,7 +247,8 @@ struct SamplerStep {
       }
       if (slot.has(kVarValues)) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) eps[v] *= row.learned_std(values[v]);
+        for (int v = 0; v < S::kLanes; ++v)
+          eps[v] *= row.template learned_std<typename S::Exp>(values[v]);
       } else {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) eps[v] *= row.noise;
@@ -379,7 +381,8 @@ struct SamplerStepBackward {
       if (slot.has(kVarValues)) {
         slot.load(kVarValues, std);
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) std[v] = g[v] * row.learned_std(std[v]);
+        for (int v = 0; v < S::kLanes; ++v)
+          std[v] = g[v] * row.template learned_std<typename S::Exp>(std[v]);
       } else {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) std[v] = g[v] * row.noise;
@@ -561,7 +564,8 @@ __global__ void __launch_bounds__(kThresholdThreads, 1)
     const int above = shift;
     shift = max(shift - kDigit, 0);
     const Bits mask = (Bits(1) << (above - shift)) - 1;
-    for (int i = thread; i < kBins * kCopies; i += kThresholdThreads) counts[0][i] = 0;
+    for (int i = thread; i < kBins; i += kThresholdThreads)
+      for (int c = 0; c < kCopies; ++c) counts[i][c] = 0;
     __syncthreads();
     for_sample_slots<T, kWalk>(plan, Stream{}, sample, [&](const auto& slot) {
       constexpr int kLanes = std::decay_t<decltype(slot)>::kLanes;
@@ -673,8 +677,7 @@ struct VlbRow {
 };
 
 // A call, not a copy for each lane: one time step of all takes it, and it is most of the code.
-template <class Acc>
-__device__ __noinline__ DecoderNll<Acc> call_decoder_nll(Acc d, Acc x0, Acc lv) {
+inline __device__ __noinline__ DecoderNll call_decoder_nll(double d, double x0, double lv) {
   return decoder_nll(d, x0, lv);
 }
 
@@ -708,11 +711,11 @@ struct Vlb {
       }
       if (row.decoder) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) d[v] = call_decoder_nll(d[v], x0[v], lv[v]).value;
+        for (int v = 0; v < S::kLanes; ++v) d[v] = Acc(call_decoder_nll(d[v], x0[v], lv[v]).value);
       } else {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v)
-          d[v] = step_kl(d[v], row.mean_x0, row.true_lv, lv[v]).value;
+          d[v] = step_kl<typename S::Exp>(d[v], row.mean_x0, row.true_lv, lv[v]).value;
       }
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) d[v] *= c.vlb_scale;
@@ -771,20 +774,21 @@ struct VlbBackward {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) {
           const auto nll = call_decoder_nll(d[v], x0[v], lv[v]);
-          d[v] = nll.d;
-          lv[v] = nll.lv;
+          d[v] = Acc(nll.d);
+          lv[v] = Acc(nll.lv);
         }
       } else {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) {
-          const auto kl = step_kl(d[v], row.mean_x0, row.true_lv, lv[v]);
+          const auto kl = step_kl<typename S::Exp>(d[v], row.mean_x0, row.true_lv, lv[v]);
           d[v] = kl.d;
           lv[v] = kl.lv;
         }
       }
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) {
-        d[v] *= of_pred[v];
+        // An infinite derivative times 0 would be a NaN.
+        d[v] = of_pred[v] == Acc(0) ? Acc(0) : d[v] * of_pred[v];
         lv[v] *= g[v] * (c.vlb_scale * row.lv_values);
       }
       if (c.simple_scale != Acc(0)) {

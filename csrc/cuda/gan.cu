@@ -167,10 +167,9 @@ void penalise(const Tensor& grads, const Tensor* grad_out, const Tensor* grad, d
     const PenaltyTensors body{static_cast<PenaltySums*>(partials.mutable_data_ptr())};
     rows.partials = body.partials;
     with_walk(walk, [&](auto kind) {
-      sum_squares<PenaltyTensors, T, kind.value>
-          <<<grid.blocks, grid.threads, 0, stream>>>(planner.plan, body);
+      start(sum_squares<PenaltyTensors, T, kind.value>, grid.blocks, grid.threads, stream,
+            planner.plan, body);
     });
-    check_launch();
   }
   if (grad) {
     const int64_t size[] = {2 * samples};
@@ -185,8 +184,7 @@ void penalise(const Tensor& grads, const Tensor* grad_out, const Tensor* grad, d
     while (threads.x < 32 && threads.x < rows.blocks) threads.x *= 2;
     threads.y = kThreads / threads.x;
     const unsigned blocks = rows.reduce && out ? 1 : std::max(ceil_divide(samples, threads.y), 1u);
-    solve_penalty<Acc, Value><<<blocks, threads, 0, stream>>>(rows);
-    check_launch();
+    start(solve_penalty<Acc, Value>, blocks, threads, stream, rows);
   }
   if (!grad_grads) return;
   using Body = ScaleSamples<Acc>;

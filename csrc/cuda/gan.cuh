@@ -13,9 +13,9 @@ namespace genkern::cuda {
 template <class Acc>
 struct TermNumbers {
   Acc sign, factor, slope, smoothing;
-  template <class Form>
+  template <class Exp, class Form>
   __device__ OfLogit<Acc> form(Acc logit, Form) const {
-    return logit_form<Form::value>(sign * logit, smoothing);
+    return logit_form<Form::value, Exp>(sign * logit, smoothing);
   }
 };
 
@@ -63,14 +63,14 @@ struct Logits {
     with_form(terms.form, [&](auto form) {
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) {
-        const auto f = terms.x.form(x[v], form);
+        const auto f = terms.x.template form<typename S::Exp>(x[v], form);
         value[v] = terms.x.factor * f.value;
         x[v] = terms.x.slope * f.u;
       }
       if (terms.difference || !slot.has(kY)) return;
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) {
-        const auto f = terms.y.form(y[v], form);
+        const auto f = terms.y.template form<typename S::Exp>(y[v], form);
         value[v] = madd(terms.y.factor, f.value, value[v]);
         y[v] = terms.y.slope * f.u;
       }
@@ -109,12 +109,12 @@ struct LogitsBackward {
       if (slot.has(kX)) {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v)
-          x[v] = g[v] * (terms.x.slope * terms.x.form(x[v], form).u);
+          x[v] = g[v] * (terms.x.slope * terms.x.template form<typename S::Exp>(x[v], form).u);
       }
       if (terms.difference || !slot.has(kY)) return;
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v)
-        y[v] = g[v] * (terms.y.slope * terms.y.form(y[v], form).u);
+        y[v] = g[v] * (terms.y.slope * terms.y.template form<typename S::Exp>(y[v], form).u);
     });
     if (slot.has(kGradX)) slot.store(kGradX, x);
     if (slot.has(kGradY)) {

@@ -165,7 +165,15 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-inline void check_launch() {
+// Every kernel starts here.
+template <class... Parameters, class... Arguments>
+void start(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, cudaStream_t stream,
+           const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.stream = stream;
+  cudaLaunchKernelEx(&config, kernel, arguments...);
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "genkern: CUDA: ", cudaGetErrorString(error));
 }
@@ -242,14 +250,12 @@ void launch(Planner<Body::kTensors>& planner, const Body& body, const torch::sta
   }
   const cudaStream_t stream = current_stream(like.get_device_index());
   with_walk(walk, [&](auto kind) {
-    run<Body, T, kind.value><<<grid.blocks, grid.threads, 0, stream>>>(plan, body);
+    start(run<Body, T, kind.value>, grid.blocks, grid.threads, stream, plan, body);
   });
-  check_launch();
   if (!plan.partials) return;
-  add_partials<<<grid.second_blocks(), grid.second_threads(), 0, stream>>>(
-      plan.partials, static_cast<Acc*>(plan.result), grid.results, grid.blocks_a_result,
-      plan.divisor, plan.adds);
-  check_launch();
+  start(add_partials<Acc>, grid.second_blocks(), grid.second_threads(), stream, plan.partials,
+        static_cast<Acc*>(plan.result), grid.results, grid.blocks_a_result, plan.divisor,
+        plan.adds);
 }
 
 // Calls f with a value of the storage type.

@@ -7,6 +7,7 @@
 // order while every element still gets its own noise.
 #pragma once
 
+#include <cuda_runtime.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -37,9 +38,7 @@ struct Divisor {
     const auto excess = static_cast<unsigned __int128>((uint64_t{1} << shift) - d);
     factor = static_cast<uint64_t>((excess << 64) / d) + 1;
   }
-#if defined(__CUDACC__)
   __device__ uint64_t quotient(uint64_t n) const { return (__umul64hi(n, factor) + n) >> shift; }
-#endif
 };
 
 // How a kernel's threads walk: see position.cuh.
@@ -72,12 +71,10 @@ struct Plan {
   int64_t sample_stride[kOperands] = {};
   int64_t repeat_stride[kOperands] = {};
 
-#if defined(__CUDACC__)
   __device__ bool has(int i) const { return tensor[i] != nullptr; }
   __device__ Key key_at(int64_t offset) const {
     return {key[offset], key[offset + key_word_stride]};
   }
-#endif
 };
 
 // Collects operands over a logical shape, then lays out the walk.

@@ -43,12 +43,11 @@ Tensor fold_keys(const Tensor& key, const Tensor* data, const std::vector<int64_
   const int64_t total = out.numel() / 2;
   if (total == 0) return out;
   const int64_t blocks = std::min<int64_t>((total + kThreads - 1) / kThreads, 65535);
-  fold<<<static_cast<unsigned>(blocks), kThreads, 0, current_stream(key.get_device_index())>>>(
-      static_cast<const uint64_t*>(key.const_data_ptr()), key.dim() > 1 ? key.stride(0) : 0,
-      key.stride(-1), keys, data ? static_cast<const int64_t*>(data->const_data_ptr()) : nullptr,
-      data && data->dim() > 0 ? data->stride(0) : 0, static_cast<uint64_t*>(out.mutable_data_ptr()),
-      total);
-  check_launch();
+  start(fold, static_cast<unsigned>(blocks), kThreads, current_stream(key.get_device_index()),
+        static_cast<const uint64_t*>(key.const_data_ptr()), key.dim() > 1 ? key.stride(0) : 0,
+        key.stride(-1), keys, data ? static_cast<const int64_t*>(data->const_data_ptr()) : nullptr,
+        data && data->dim() > 0 ? data->stride(0) : 0,
+        static_cast<uint64_t*>(out.mutable_data_ptr()), total);
   return out;
 }
 

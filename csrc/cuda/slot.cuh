@@ -4,7 +4,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "cuda/position.cuh"
+#include "genkern/math.h"
 #include "genkern/normal.h"
 
 namespace genkern::cuda {
@@ -145,6 +148,7 @@ template <class T, class Position, class PlanType>
 class Slot {
  public:
   using Acc = typename Arithmetic<T>::type;
+  using Exp = std::conditional_t<sizeof(T) == 2, HalfExp, FullExp>;
   static constexpr int kLanes = Position::kLanes;
 
   // `stream`, the sample's, is read where the position is flat.

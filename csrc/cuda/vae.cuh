@@ -2,6 +2,8 @@
 // genkern/vae.h.
 #pragma once
 
+#include <cmath>
+
 #include "cuda/slot.cuh"
 #include "genkern/vae.h"
 
@@ -48,7 +50,8 @@ struct Rsample {
     slot.load(kMu, mu);
     slot.load(kLogvar, sigma);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v) sigma[v] = standard_deviation(clamp(sigma[v]));
+    for (int v = 0; v < S::kLanes; ++v)
+      sigma[v] = standard_deviation<typename S::Exp>(clamp(sigma[v]));
 #pragma unroll 1
     for (int64_t k = 0; k < slot.repeats(); ++k) {
       Acc z[S::kLanes];
@@ -65,9 +68,10 @@ template <class Acc, bool kGeneral>
 struct Prior {
   Acc mu, logvar, free_bits;
 
+  template <class Exp>
   __device__ auto divergence(Acc posterior_mu, Acc l, Acc sigma, Acc m2, Acc lv2) const {
     if constexpr (kGeneral) {
-      return kl_prior(posterior_mu, l, m2, lv2);
+      return kl_prior<Exp>(posterior_mu, l, m2, lv2);
     } else {
       return kl_standard(posterior_mu, expm1(l, sigma * sigma));
     }
@@ -94,16 +98,30 @@ struct RsampleKl {
 #pragma unroll
     for (int v = 0; v < S::kLanes; ++v) {
       l[v] = clamp(l[v]);
-      const Acc sigma = standard_deviation(l[v]);
+      const Acc sigma = standard_deviation<typename S::Exp>(l[v]);
       if constexpr (kNoise != Noise::kNone) z[v] = reparameterise(mu[v], sigma, z[v]);
-      kl[v] = with_free_bits(prior.divergence(mu[v], l[v], sigma, m2[v], lv2[v]).value,
-                             prior.free_bits);
+      kl[v] = with_free_bits(
+          prior.template divergence<typename S::Exp>(mu[v], l[v], sigma, m2[v], lv2[v]).value,
+          prior.free_bits);
     }
     if constexpr (kNoise != Noise::kNone) slot.store(kZ, z);
     if (slot.has(kKl)) slot.store(kKl, kl);
     return slot.sum(kl);
   }
 };
+
+// Clamps, where there are bounds. Gives a bit for each lane, set where it is outside.
+template <class Acc, int kLanes>
+__device__ unsigned clamp_lanes(const LogvarClamp<Acc>& clamp, Acc (&logvar)[kLanes]) {
+  unsigned outside = 0;
+  if (clamp.min == Acc(-INFINITY) && clamp.max == Acc(INFINITY)) return outside;
+#pragma unroll
+  for (int v = 0; v < kLanes; ++v) {
+    if (clamp.gradient(logvar[v]) == Acc(0)) outside |= 1u << v;
+    logvar[v] = clamp(logvar[v]);
+  }
+  return outside;
+}
 
 template <class Acc, Noise kNoise, bool kGeneral>
 struct RsampleKlBackward {
@@ -132,18 +150,21 @@ struct RsampleKlBackward {
   __device__ void operator()(const S& slot) const {
     Acc logvar[S::kLanes], sigma[S::kLanes], grad_mu[S::kLanes], grad_logvar[S::kLanes];
     slot.load(kLogvar, logvar);
+    const unsigned outside = clamp_lanes(clamp, logvar);
 #pragma unroll
     for (int v = 0; v < S::kLanes; ++v) {
-      sigma[v] = standard_deviation(clamp(logvar[v]));
+      sigma[v] = standard_deviation<typename S::Exp>(logvar[v]);
       grad_mu[v] = grad_logvar[v] = 0;
     }
     through_sample(slot, sigma, grad_mu, grad_logvar);
     through_kl(slot, logvar, sigma, grad_mu, grad_logvar);
     if (slot.has(kGradMu)) slot.store(kGradMu, grad_mu);
     if (slot.has(kGradLogvar)) {
+      if (outside != 0) {
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v)
-        if (clamp.gradient(logvar[v]) == Acc(0)) grad_logvar[v] = 0;
+        for (int v = 0; v < S::kLanes; ++v)
+          if (outside >> v & 1) grad_logvar[v] = 0;
+      }
       slot.store(kGradLogvar, grad_logvar);
     }
   }
@@ -190,14 +211,22 @@ struct RsampleKlBackward {
         slot.load_or(kPriorLogvar, prior.logvar, lv2);
       }
       slot.load_upstream(kGradKl, grad_kl_factor, g);
+      decltype(prior.template divergence<typename S::Exp>(0, 0, 0, 0, 0)) kl[S::kLanes];
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v)
+        kl[v] =
+            prior.template divergence<typename S::Exp>(mu[v], logvar[v], sigma[v], m2[v], lv2[v]);
+      if (prior.free_bits > Acc(0)) {  // else none is below, and its value does not matter
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v)
+          g[v] *= free_bits_gradient(kl[v].value, prior.free_bits);
+      }
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) {
-        const auto kl = prior.divergence(mu[v], clamp(logvar[v]), sigma[v], m2[v], lv2[v]);
-        g[v] *= free_bits_gradient(kl.value, prior.free_bits);
-        m2[v] = -g[v] * kl.mu;
-        grad_mu[v] = madd(g[v], kl.mu, grad_mu[v]);
-        grad_logvar[v] = madd(g[v], kl.logvar, grad_logvar[v]);
-        lv2[v] = g[v] * kl.prior_logvar;
+        m2[v] = -g[v] * kl[v].mu;
+        grad_mu[v] = madd(g[v], kl[v].mu, grad_mu[v]);
+        grad_logvar[v] = madd(g[v], kl[v].logvar, grad_logvar[v]);
+        lv2[v] = g[v] * kl[v].prior_logvar;
       }
     }
     if constexpr (kGeneral) {
@@ -218,7 +247,8 @@ struct BernoulliNllOp {
     slot.load(kLogits, logits);
     slot.load(kX, x);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v) x[v] = genkern::bernoulli_nll(logits[v], x[v]).value;
+    for (int v = 0; v < S::kLanes; ++v)
+      x[v] = genkern::bernoulli_nll<typename S::Exp>(logits[v], x[v]).value;
     if (slot.has(kNll)) slot.store(kNll, x);
     return slot.sum(x);
   }
@@ -238,7 +268,7 @@ struct BernoulliNllBackward {
     slot.load(kX, x);
 #pragma unroll
     for (int v = 0; v < S::kLanes; ++v) {
-      x[v] = g[v] * genkern::bernoulli_nll(logits[v], x[v]).logit;
+      x[v] = g[v] * genkern::bernoulli_nll<typename S::Exp>(logits[v], x[v]).logit;
       logits[v] = -g[v] * logits[v];
     }
     if (slot.has(kGradLogits)) slot.store(kGradLogits, x);
@@ -251,9 +281,10 @@ struct Decoder {
   LogvarClamp<Acc> clamp;
   Acc inverse_sigma, half_log_2_pi_variance;
 
+  template <class Exp>
   __device__ auto nll(Acc x_hat, Acc x, Acc logvar) const {
     if constexpr (kLearned) {
-      return genkern::gaussian_nll(x_hat, x, clamp(logvar));
+      return genkern::gaussian_nll<Exp>(x_hat, x, clamp(logvar));
     } else {
       return genkern::gaussian_nll(x_hat, x, inverse_sigma, half_log_2_pi_variance);
     }
@@ -273,7 +304,8 @@ struct GaussianNllOp {
     slot.load(kX, x);
     if constexpr (kLearned) slot.load(kLogvar, logvar);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v) x[v] = decoder.nll(x_hat[v], x[v], logvar[v]).value;
+    for (int v = 0; v < S::kLanes; ++v)
+      x[v] = decoder.template nll<typename S::Exp>(x_hat[v], x[v], logvar[v]).value;
     if (slot.has(kNll)) slot.store(kNll, x);
     return slot.sum(x);
   }
@@ -295,11 +327,10 @@ struct GaussianNllBackward {
     if constexpr (kLearned) slot.load(kLogvar, logvar);
 #pragma unroll
     for (int v = 0; v < S::kLanes; ++v) {
-      const auto nll = decoder.nll(x_hat[v], x[v], logvar[v]);
+      const auto nll = decoder.template nll<typename S::Exp>(x_hat[v], x[v], logvar[v]);
       x[v] = g[v] * nll.x;
       x_hat[v] = -x[v];
-      if constexpr (kLearned)
-        logvar[v] = decoder.clamp.gradient(logvar[v]) == Acc(0) ? Acc(0) : g[v] * nll.logvar;
+      if constexpr (kLearned) logvar[v] = decoder.clamp.gradient(logvar[v], g[v] * nll.logvar);
     }
     if (slot.has(kGradXHat)) slot.store(kGradXHat, x_hat);
     if (slot.has(kGradX)) slot.store(kGradX, x);

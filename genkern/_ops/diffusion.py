@@ -531,7 +531,8 @@ def _vlb_backward_reference(
     given: Args = (pred, var_values, *args, detach_mean)
     term, by_pred, by_values, error = _vlb_parts(*given)
     g = spread(wide(grad), pred, reduction)
-    along_pred = vlb_scale * term.d * by_pred
+    # An infinite derivative times 0 would be a NaN.
+    along_pred = torch.where(by_pred == 0.0, 0.0, vlb_scale * term.d * by_pred)
     if simple_scale != 0.0:
         along_pred = along_pred + (2.0 * simple_scale) * error
     fakes = masked_fake((pred, var_values), output_mask, pred)

@@ -20,7 +20,10 @@ from genkern._ops.elements import arithmetic
 Args = tuple[Any, ...]
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
-library = torch.library.Library("genkern", "DEF")
+try:
+    library = torch.library.Library("genkern", "DEF")
+except RuntimeError as error:
+    raise ImportError("genkern: a process can import one copy, another is imported") from error
 
 OPS: dict[str, Op] = {}
 

@@ -813,7 +813,8 @@ def vlb_backward_tile(
     if grad_pred is not None:
         total = tl.zeros(mask.shape, T)
         if not DETACH:
-            total += along * by_d * by_pred
+            # An infinite derivative times 0 would be a NaN.
+            total += tl.where(by_pred == 0.0, 0.0, along * by_d * by_pred)
         if SIMPLE:
             total = tl.fma(g * tl.full((1, 1), simple_scale, T), error + error, total)
         store(grad_pred, total, row, start, mask, form, VECTOR)

@@ -373,13 +373,19 @@ def _bell(a: Array, width: Array) -> Array:
     return total
 
 
-def _log_mass(a: Array, b: Array) -> Array:
-    """log(Phi(b) - Phi(a)), where the middle of a and b is positive."""
+def _log_mass(a: Array, b: Array) -> tuple[Array, Array, Array]:
+    """log(Phi(b) - Phi(a)) and, over that mass, the densities at a and at b.
+
+    The middle of a and b is positive.
+    """
     zero = np.zeros_like(a)
-    around = np.log(_bell(zero, np.maximum(-a, 0)) + _bell(zero, b))
+    around = _bell(zero, np.maximum(-a, 0)) + _bell(zero, b)
     near = np.maximum(a, 0)
-    tail = np.log(_bell(near, b - a)) - near * near / 2
-    return np.asarray(np.where(a < 0, around, tail) - _LOG_ROOT_2_PI)
+    # In a tail over the density at a, whose logarithm has no digits left where a is large.
+    bell = np.where(a < 0, around, _bell(near, b - a))
+    at_a = np.exp((near - a) * (near + a) / 2) / bell
+    at_b = np.exp((near - b) * (near + b) / 2) / bell
+    return np.log(bell) - near * near / 2 - _LOG_ROOT_2_PI, at_a, at_b
 
 
 def _decoder_term(d: Expected, lv: Expected, x0: Array) -> _Term:
@@ -394,8 +400,7 @@ def _decoder_term(d: Expected, lv: Expected, x0: Array) -> _Term:
     opens_down, opens_up = sign * x0 < -_LAST_BIN, sign * x0 > _LAST_BIN
     a = np.where(opens_down, -np.inf, (c - _HALF_BIN) / sigma)
     b = np.where(opens_up, np.inf, (c + _HALF_BIN) / sigma)
-    log_mass = _log_mass(a, b)
-    at_a, at_b = (np.exp(-e * e / 2 - _LOG_ROOT_2_PI - log_mass) for e in (a, b))
+    log_mass, at_a, at_b = _log_mass(a, b)
     by_d = sign * (at_a - at_b) / sigma
     a_at_a, b_at_b = np.where(opens_down, 0, a * at_a), np.where(opens_up, 0, b * at_b)
     by_lv = (b_at_b - a_at_a) / 2

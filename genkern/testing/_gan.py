@@ -275,7 +275,8 @@ def _interpolate(
     real_data: Tensor, fake_data: Tensor, key: Tensor | None, noise: Tensor | None
 ) -> list[Expected | None]:
     w, x, y = _weights(key, noise, real_data), real(real_data), real(fake_data)
-    return [Expected(w * x + (1 - w) * y, w * np.abs(x) + (1 + w) * np.abs(y))]
+    scale = np.abs(w * x) + (1 + np.abs(w)) * np.abs(y)
+    return [Expected(w * x + (1 - w) * y, scale)]
 
 
 def _interpolate_backward(
@@ -290,7 +291,7 @@ def _interpolate_backward(
     along = reduced(g * (x - y), np.abs(g) * (np.abs(x) + np.abs(y)), SAMPLE)
     return asked(
         [w * g, (1 - w) * g, along.value],
-        [np.abs(w * g), (1 + w) * np.abs(g), along.scale],
+        [np.abs(w * g), (1 + np.abs(w)) * np.abs(g), along.scale],
         output_mask,
     )
 

@@ -4,6 +4,7 @@
 // take that sample's coefficients as numbers.
 #include "genkern/diffusion.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/driver.h"
@@ -179,8 +180,7 @@ struct LossDifference {
   const T *pred, *x0, *eps;
   T c_x0, c_eps;
 
-  LossDifference(const NoiseLoss& call, int64_t sample, const T* pred_, const T* x0_,
-                 const T* eps_)
+  LossDifference(const NoiseLoss& call, int64_t sample, const T* pred_, const T* x0_, const T* eps_)
       : pred(pred_),
         x0(x0_),
         eps(eps_),
@@ -300,12 +300,12 @@ enum StepColumn {
 
 template <class S>
 Tensors<S, kStepTensors> step_tensors(const SamplerStep& call) {
-  return {
-      call,
-      {&call.x_t, &call.pred, &call.var_values, &call.uncond, &call.noise, &call.grad, &call.out,
-       &call.x0, &call.grad_x_t, &call.grad_pred, &call.grad_var_values, &call.grad_uncond, &call.grad_noise},
-      call.keys.data == nullptr,
-      kNext};
+  return {call,
+          {&call.x_t, &call.pred, &call.var_values, &call.uncond, &call.noise, &call.grad,
+           &call.out, &call.x0, &call.grad_x_t, &call.grad_pred, &call.grad_var_values,
+           &call.grad_uncond, &call.grad_noise},
+          call.keys.data == nullptr,
+          kNext};
 }
 
 // m = factor (uncond + scale (pred - uncond)).
@@ -780,11 +780,11 @@ void vlb_gradients(const Vlb& call, const VlbRow<T>& row, T factor, int64_t n,
   const T scale = factor * static_cast<T>(call.vlb_scale);
   const T of_values = in.values ? row.lv_values : T(0);
   const T* const values = in.values ? in.values : d;
-  const T of_pred = call.detach_mean ? T(0) : row.diff_pred;
+  const T of_pred = row.diff_pred;
   if (row.decoder) {
     for (int64_t i = 0; i < n; ++i) {
       const double lv = static_cast<double>(madd(of_values, values[i], row.lv));
-      const DecoderNll<double> nll =
+      const DecoderNll nll =
           decoder_nll(static_cast<double>(d[i]), static_cast<double>(in.x0[i]), lv);
       const T along = scale * g[i];
       grad_pred[i] = along * static_cast<T>(nll.d) * of_pred;
@@ -800,10 +800,14 @@ void vlb_gradients(const Vlb& call, const VlbRow<T>& row, T factor, int64_t n,
       store_vector(grad_values + i, along * kl.lv * V(of_values));
     });
   }
-  if (clips(call.x0_min, call.x0_max)) {
+  // Not times 0, which an infinite derivative would make a NaN.
+  if (call.detach_mean) {
+    std::fill_n(grad_pred, n, T(0));
+  } else if (clips(call.x0_min, call.x0_max)) {
     for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
       using V = typename decltype(number)::T;
-      store_vector(grad_pred + i, load_vector<V>(grad_pred + i) * load_vector<V>(inside + i));
+      const V zero = V(0.0f), g = load_vector<V>(grad_pred + i);
+      store_vector(grad_pred + i, select_less(zero, load_vector<V>(inside + i), g, zero));
     });
   }
   if (call.simple_scale == 0.0) return;

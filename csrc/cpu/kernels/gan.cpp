@@ -235,8 +235,7 @@ void write_rows(const Call& call, const double* values, void* out) {
   } else if (call.reduction == Reduction::kSample) {
     for (int64_t b = 0; b < n; ++b) static_cast<T*>(out)[b] = static_cast<T>(values[b]);
   } else {
-    double sum = 0.0;
-    for (int64_t b = 0; b < n; ++b) sum += values[b];
+    const double sum = tree_sum(values, n);
     const bool mean = call.reduction != Reduction::kSum;
     *static_cast<T*>(out) = static_cast<T>(mean ? sum / static_cast<double>(n) : sum);
   }
@@ -273,9 +272,7 @@ void measure(const GradientPenalty& call, const Tensors<S, kPenaltyTensors>& a, 
 
 // Row b's sum of partial sums.
 double row_sum(const Cut& cut, const double* partials, int64_t b) {
-  double sum = 0.0;
-  for (int64_t c = 0; c < cut.chunks; ++c) sum += partials[b * cut.chunks + c];
-  return sum;
+  return tree_sum(partials + b * cut.chunks, cut.chunks);
 }
 
 // From the sums of row b to the coefficients of grad_out and grads in the result, and the upstream

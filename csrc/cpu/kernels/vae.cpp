@@ -226,7 +226,7 @@ void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
       }
     }
     store_vector(grad_mu + i, along_mu);
-    if constexpr (!kPlain) along_logvar = along_logvar * c.clamp.gradient(raw);
+    if constexpr (!kPlain) along_logvar = c.clamp.gradient(raw, along_logvar);
     store_vector(grad_logvar + i, along_logvar);
   });
 }
@@ -391,7 +391,7 @@ struct LearnedGaussian {
     const GaussianNll<T> d = gaussian_nll(x_hat, x, c.clamp(logvar));
     second = g * d.x;
     first = -second;
-    third = g * d.logvar * c.clamp.gradient(logvar);
+    third = c.clamp.gradient(logvar, g * d.logvar);
   }
 };
 

@@ -27,12 +27,12 @@ struct StepKl {
   T d;  // its derivatives
   T lv;
 };
-template <class T>
+template <class Exp = FullExp, class T>
 GENKERN_HD StepKl<T> step_kl(T d, T mean_x0, T true_lv, T lv) {
   const T r = true_lv - lv;
-  const Expm1<T> g = expm1(r);
+  const Expm1<T> g = Exp::expm1_of(r);
   // In two steps, by e^(-lv/4) kept finite, as in kl_prior (vae.h).
-  const T q = exp_saturated(T(-0.25f) * lv);
+  const T q = Exp::saturated(-0.25f, lv);
   const T s = ((mean_x0 * d) * q) * q;
   const T half = T(0.5f);
   return {half * madd(s, s, g.minus_x), (mean_x0 * s * q) * q, -half * madd(s, s, g.value)};
@@ -44,7 +44,6 @@ constexpr double kHalfBin = 1.0 / 255.0, kLastBin = 0.999;
 
 // e^(x^2) erfc(x) for x >= 0.
 #if defined(__CUDA_ARCH__)
-GENKERN_HD float erfcx(float x) { return ::erfcxf(x); }
 GENKERN_HD double erfcx(double x) { return ::erfcx(x); }
 #else
 GENKERN_HD double erfcx(double x) {
@@ -64,67 +63,64 @@ GENKERN_HD double erfcx(double x) {
 
 // -log of the probability that the discretised N(x0 - d, e^lv) gives to x0's bin: Ho et al.,
 // arXiv:2006.11239, (13), with the exact normal distribution.
-template <class T>
 struct DecoderNll {
-  T value;
-  T d;  // its derivatives
-  T lv;
+  double value;
+  double d;  // its derivatives
+  double lv;
 };
 
 // Of a bin that is narrow against the bell, w wide and s from the mean in standard deviations. Its
 // probability is w times the density at its centre times S = 1 + w^2 He_2(s) / 24 +
 // w^4 He_4(s) / 1920 + ..., the integral of the density's Taylor series. The terms left out are
-// below 2e-14 of value and derivatives where w and w s are below 0.02, and 2e-8 below 0.2.
-template <class T>
-GENKERN_HD DecoderNll<T> narrow_bin_nll(T lv, T inverse, T w, T s) {
-  const T u = w * w, v = (w * s) * (w * s);
-  const T second = v - u, fourth = v * v - T(6) * u * v + T(3) * u * u;
-  const T sum = T(1) + second * T(1.0 / 24) + fourth * T(1.0 / 1920);
-  const T slope_s = u * (T(1.0 / 12) + (v - T(3) * u) * T(1.0 / 480)) / sum - T(1);  // over s
-  const T slope_w = (second * T(1.0 / 12) + fourth * T(1.0 / 480)) / sum + T(1);     // times w
-  const T half = T(0.5);
+// below 2e-14 of value and derivatives where w and w s are below 0.02.
+GENKERN_HD DecoderNll narrow_bin_nll(double lv, double inverse, double w, double s) {
+  const double u = w * w, v = (w * s) * (w * s);
+  const double second = v - u, fourth = v * v - 6 * u * v + 3 * u * u;
+  const double sum = 1 + second * (1.0 / 24) + fourth * (1.0 / 1920);
+  const double slope_s = u * (1.0 / 12 + (v - 3 * u) * (1.0 / 480)) / sum - 1;    // over s
+  const double slope_w = (second * (1.0 / 12) + fourth * (1.0 / 480)) / sum + 1;  // times w
+  const double half = 0.5;
   // log w with lv itself: w underflows. The number is 1/2 log 2 pi - log(2 / 255).
-  const T value = T(5.7670548978031535786) + half * (lv + s * s) - T(::log(sum));
+  const double value = 5.7670548978031535786 + half * (lv + s * s) - ::log(sum);
   return {value, -s * slope_s * inverse, half * (s * s * slope_s + slope_w)};
 }
 
-// Where it is not the float of a GPU, in double: it runs on one time step of all, and the
-// difference of two tails loses digits.
-template <class T>
-GENKERN_HD DecoderNll<T> decoder_nll(T d, T x0, T lv) {
-  const T inverse = exp_saturated(T(-0.5) * lv);
+// In double for every type: it runs on one time step of all, and the difference of two tails loses
+// digits.
+GENKERN_HD DecoderNll decoder_nll(double d, double x0, double lv) {
+  const double inverse = FullExp::saturated(-0.5f, lv);
   // Mirrored so that the bin lies on the positive side, where the tail is small.
-  const bool mirrored = d < T(0);
-  const T c = mirrored ? -d : d;
-  const bool below = x0<T(-kLastBin), above = x0> T(kLastBin);
-  DecoderNll<T> nll;
-  const T w = T(2 * kHalfBin) * inverse, s = c * inverse;
-  const T narrow = sizeof(T) == sizeof(float) ? T(0.2) : T(0.02);
-  if (!below && !above && w < narrow && w * s < narrow) {
+  const bool mirrored = d < 0;
+  const double c = mirrored ? -d : d;
+  const bool below = x0 < -kLastBin;
+  const bool above = x0 > kLastBin;
+  DecoderNll nll;
+  const double w = 2 * kHalfBin * inverse, s = c * inverse;
+  constexpr double kNarrow = 0.02;
+  if (!below && !above && w < kNarrow && w * s < kNarrow) {
     nll = narrow_bin_nll(lv, inverse, w, s);
   } else {
     const bool open_near = mirrored ? above : below, open_far = mirrored ? below : above;
-    const T a = (c - T(kHalfBin)) * inverse, b = (c + T(kHalfBin)) * inverse;
-    const T root = T(0.70710678118654752440), half = T(0.5);
+    const double a = (c - kHalfBin) * inverse, b = (c + kHalfBin) * inverse;
+    const double root = 0.70710678118654752440, half = 0.5;
     // Probability and densities at the ends; in a tail, over the exponential at the near end.
-    T p, at_a, at_b, exponent = T(0);
-    if (a <= T(0) || open_near) {
+    double p, at_a, at_b, exponent = 0;
+    if (a <= 0 || open_near) {
       // The bin holds the mean, or all that is before it: two parts of the bell, added.
-      const T near = open_near ? T(1) : T(::erf(-root * a)),
-              far = open_far ? T(1) : T(::erf(root * b));
+      const double near = open_near ? 1 : ::erf(-root * a), far = open_far ? 1 : ::erf(root * b);
       p = half * (near + far);
       at_a = exp(-half * a * a);
       at_b = exp(-half * b * b);
     } else {
       exponent = half * a * a;
-      at_a = T(1);
-      at_b = exp(-(T(2 * kHalfBin) * c * inverse) * inverse);
-      p = half * (erfcx(root * a) - (open_far ? T(0) : erfcx(root * b) * at_b));
+      at_a = 1;
+      at_b = exp(-(2 * kHalfBin * c * inverse) * inverse);
+      p = half * (erfcx(root * a) - (open_far ? 0 : erfcx(root * b) * at_b));
     }
-    const T over_p = T(0.39894228040143267794) / p;  // 1 / sqrt(2 pi)
-    at_a = open_near ? T(0) : at_a * over_p;
-    at_b = open_far ? T(0) : at_b * over_p;
-    nll = {exponent - T(::log(p)), (at_a - at_b) * inverse, half * (b * at_b - a * at_a)};
+    const double over_p = 0.39894228040143267794 / p;  // 1 / sqrt(2 pi)
+    at_a = open_near ? 0 : at_a * over_p;
+    at_b = open_far ? 0 : at_b * over_p;
+    nll = {exponent - ::log(p), (at_a - at_b) * inverse, half * (b * at_b - a * at_a)};
   }
   if (mirrored) nll.d = -nll.d;
   return nll;

@@ -21,10 +21,10 @@ struct OfLogit {
 
 // softplus(-u) + s u = (1 - s) softplus(-u) + s softplus(u): Goodfellow et al., arXiv:1406.2661,
 // (1). e^|u| is never formed, so the value is finite wherever u is.
-template <class T>
+template <class Exp = FullExp, class T>
 GENKERN_HD OfLogit<T> logistic_loss(T u, T s) {
   const T zero = T(0.0f), one = T(1.0f);
-  const T e = exp(-magnitude(u));
+  const T e = Exp::of(-magnitude(u));
   const T sigmoid = ratio(select_less(u, zero, one, e), one + e);  // of -u
   // Without smoothing an infinite u must not meet the 0.
   const T smoothed = select_less(zero, s, s * u, zero);
@@ -54,10 +54,10 @@ GENKERN_HD OfLogit<T> square_loss(T u, T s) {
 }
 
 // 1 / (1 + e^-u). At u = log p - log q it is D* = p / (p + q): Goodfellow et al., proposition 1.
-template <class T>
+template <class Exp = FullExp, class T>
 GENKERN_HD OfLogit<T> probability(T u) {
   const T zero = T(0.0f), one = T(1.0f);
-  const T e = exp(-magnitude(u));
+  const T e = Exp::of(-magnitude(u));
   const T larger = ratio(one, one + e), smaller = ratio(e, one + e);
   return {select_less(u, zero, smaller, larger), larger * smaller};
 }
@@ -70,13 +70,13 @@ struct LogitTerm {
   double sign, factor, smoothing;
 };
 
-template <LogitForm kForm, class T>
+template <LogitForm kForm, class Exp = FullExp, class T>
 GENKERN_HD OfLogit<T> logit_form(T u, T smoothing) {
-  if constexpr (kForm == LogitForm::kLogistic) return logistic_loss(u, smoothing);
+  if constexpr (kForm == LogitForm::kLogistic) return logistic_loss<Exp>(u, smoothing);
   if constexpr (kForm == LogitForm::kHinge) return hinge_loss(u);
   if constexpr (kForm == LogitForm::kLinear) return linear_loss(u);
   if constexpr (kForm == LogitForm::kSquare) return square_loss(u, smoothing);
-  if constexpr (kForm == LogitForm::kProbability) return probability(u);
+  if constexpr (kForm == LogitForm::kProbability) return probability<Exp>(u);
 }
 // The term at a logit: the value, and its derivative with respect to the logit.
 template <LogitForm kForm, class T>

@@ -130,12 +130,6 @@ struct Limits<double> {
   static constexpr double kLargestExponent = 709.0;
 };
 
-// e^x, never infinite, so 0 times it is 0.
-template <class T>
-GENKERN_HD T exp_saturated(T x) {
-  return exp(at_most(x, T(Limits<T>::kLargestExponent)));
-}
-
 // e^x - 1, and e^x - 1 - x = x^2 / 2 + x^3 / 6 + ..., which cancels near 0 and is summed there.
 // Limits: infinity at both ends for the second, infinity and -1 for the first.
 template <class T>
@@ -218,6 +212,48 @@ GENKERN_HD Expm1<float> expm1(float x) {
   return root_expm1(x).expm1;
 }
 #endif
+
+// The exponential that an operator takes, as a type: of x, of a multiple of x, of that but never
+// infinite, so that 0 times it is 0, and less what cancels.
+struct FullExp {
+  template <class T>
+  static GENKERN_HD T of(T x) {
+    return exp(x);
+  }
+  template <class T>
+  static GENKERN_HD T of(float factor, T x) {
+    return exp(T(factor) * x);
+  }
+  template <class T>
+  static GENKERN_HD T saturated(float factor, T x) {
+    return exp(at_most(T(factor) * x, T(Limits<T>::kLargestExponent)));
+  }
+  template <class T>
+  static GENKERN_HD Expm1<T> expm1_of(T x) {
+    return expm1(x);
+  }
+};
+// For results that are rounded to 16 bits. On a GPU within (4 + |x|) 2^-23.7 of e^x, by two
+// instructions for eight; infinity, 0 and NaN are kept.
+struct HalfExp {
+  static GENKERN_HD float of(float x) { return of(1.0f, x); }
+  static GENKERN_HD float of(float factor, float x) { return power_of_two(x * (factor * kLog2E)); }
+  static GENKERN_HD float saturated(float factor, float x) {
+    return power_of_two(at_most(x * (factor * kLog2E), 127.0f));
+  }
+  static GENKERN_HD Expm1<float> expm1_of(float x) { return expm1(x, of(x)); }
+
+ private:
+  static constexpr float kLog2E = 0x1.715476p+0f;
+  static GENKERN_HD float power_of_two(float x) {
+#if defined(__CUDA_ARCH__)
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+    return x;
+#else
+    return std::exp2(x);
+#endif
+  }
+};
 
 // log(1 + e) for e in [0, 1], within 2 ulp.
 template <class T>

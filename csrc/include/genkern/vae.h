@@ -13,17 +13,17 @@ template <class T>
 struct LogvarClamp {
   T min, max;
   GENKERN_HD T operator()(T logvar) const { return clamp(logvar, min, max); }
-  // 1 inside and at the bounds, 0 outside; NaN counts as inside.
-  GENKERN_HD T gradient(T logvar) const {
+  // g inside and at the bounds, 0 outside, even for an infinite g; NaN counts as inside.
+  GENKERN_HD T gradient(T logvar, T g) const {
     const T zero = T(0.0f);
-    return select_less(logvar, min, zero, select_less(max, logvar, zero, T(1.0f)));
+    return select_less(logvar, min, zero, select_less(max, logvar, zero, g));
   }
 };
 
 // z = mu + e^(l / 2) eps: Kingma and Welling, arXiv:1312.6114, section 2.4.
-template <class T>
+template <class Exp = FullExp, class T>
 GENKERN_HD T standard_deviation(T l) {
-  return exp(T(0.5f) * l);
+  return Exp::of(0.5f, l);
 }
 template <class T>
 GENKERN_HD T reparameterise(T mu, T sigma, T eps) {
@@ -47,13 +47,13 @@ GENKERN_HD Kl<T> kl_standard(T mu, Expm1<T> g) {
   return {T(0.5f) * madd(mu, mu, g.minus_x), mu, derivative, -madd(T(0.5f) * mu, mu, derivative)};
 }
 
-template <class T>
+template <class Exp = FullExp, class T>
 GENKERN_HD Kl<T> kl_prior(T mu, T l, T m2, T lv2) {
   const T d = l - lv2;
-  const Expm1<T> g = expm1(d);
+  const Expm1<T> g = Exp::expm1_of(d);
   // In two steps, by e^(-lv2/4) kept finite: the square of mu - m2, or e^(-lv2), may overflow
   // where the product does not, and 0 times infinity would make a NaN.
-  const T q = exp_saturated(T(-0.25f) * lv2);
+  const T q = Exp::saturated(-0.25f, lv2);
   const T s = ((mu - m2) * q) * q;
   const T derivative = T(0.5f) * g.value;
   return {T(0.5f) * madd(s, s, g.minus_x), (s * q) * q, derivative,
@@ -77,10 +77,10 @@ struct BernoulliNll {
   T value;
   T logit;  // sigmoid(logit) - x
 };
-template <class T>
+template <class Exp = FullExp, class T>
 GENKERN_HD BernoulliNll<T> bernoulli_nll(T logit, T x) {
   const T zero = T(0.0f), one = T(1.0f);
-  const T e = exp(-magnitude(logit));
+  const T e = Exp::of(-magnitude(logit));
   const T top = select_less(zero, logit, one, e);
   return {madd(-logit, x, at_least(logit, zero)) + log1p_exp(e), ratio(top, one + e) - x};
 }
@@ -99,9 +99,9 @@ GENKERN_HD GaussianNll<T> gaussian_nll(T x_hat, T x, T inverse_sigma, T half_log
   const T r = (x - x_hat) * inverse_sigma;
   return {madd(T(0.5f) * r, r, half_log_2_pi_variance), r * inverse_sigma, T(0.0f)};
 }
-template <class T>
+template <class Exp = FullExp, class T>
 GENKERN_HD GaussianNll<T> gaussian_nll(T x_hat, T x, T l) {
-  const T q = exp_saturated(T(-0.25f) * l);  // as in kl_prior
+  const T q = Exp::saturated(-0.25f, l);  // as in kl_prior
   const T r = ((x - x_hat) * q) * q;
   const T half_square = T(0.5f) * r * r;
   return {half_square + T(0.5f) * (l + T(kLog2Pi)), (r * q) * q, T(0.5f) - half_square};

@@ -1,0 +1,184 @@
+"""The CPU library under sanitizers: a build of its own, then tests and fuzzing with it.
+
+AddressSanitizer and UndefinedBehaviorSanitizer in one build, ThreadSanitizer in another, whose
+threads are the library's own: GCC's libgomp is not made for it (see CMakeLists.txt). PyTorch and
+Python are not instrumented; what their allocators hand out is watched all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks import environment
+from benchmarks.report import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Sanitizer:
+    """What a build is compiled with, and what its programs load first."""
+
+    flags: str
+    libraries: tuple[str, ...]
+    options: dict[str, str]
+    # Arguments of Python, after the interpreter.
+    commands: tuple[tuple[str, ...], ...]
+
+
+_PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"))
+
+
+def _tests(*arguments: str) -> tuple[str, ...]:
+    return (*_PYTEST, *(str(ROOT / a) if a.startswith("tests/") else a for a in arguments))
+
+
+SANITIZERS = {
+    "address": Sanitizer(
+        "address,undefined",
+        ("libasan.so", "libubsan.so"),
+        {
+            # Python and torch leave memory to the end of the process.
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        },
+        (
+            _tests("tests/test_conformance.py", "-k", "native"),
+            _tests("tests/test_layouts.py", "tests/test_errors.py", "-k", "native or layout"),
+            ("-m", "benchmarks.fuzz", "--cases", "2000", "--hostile", "50000"),
+        ),
+    ),
+    "thread": Sanitizer(
+        "thread",
+        ("libtsan.so",),
+        {"TSAN_OPTIONS": "halt_on_error=1"},
+        (
+            _tests("tests/test_conformance.py", "-k", "native and thread"),
+            _tests("tests/test_load.py", "-k", "threads"),
+            ("-m", "benchmarks.fuzz", "--cases", "300", "--hostile", "2000"),
+        ),
+    ),
+}
+
+
+def _library(name: str) -> str | None:
+    """The path of a library of the compiler."""
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        return None
+    found = subprocess.run([gcc, f"-print-file-name={name}"], capture_output=True, text=True)
+    path = Path(found.stdout.strip())
+    return str(path) if path.is_absolute() and path.exists() else None
+
+
+def _tool(name: str) -> str | None:
+    return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+
+
+def missing(name: str) -> str | None:
+    """What is missing to use a sanitizer, or None."""
+    for library in SANITIZERS[name].libraries:
+        if _library(library) is None:
+            return f"GCC's {library}"
+    return None if _tool("cmake") and _tool("ninja") else "CMake and Ninja"
+
+
+def build(name: str, only: str = "") -> Path:
+    """Builds a sanitized copy of the package, for one instruction set or all; its folder."""
+    folder = ROOT / "build" / f"sanitize-{name}{only and '-' + only}"
+    options = {
+        "CMAKE_CXX_COMPILER": "g++",
+        "CMAKE_MAKE_PROGRAM": _tool("ninja"),
+        "GENKERN_CPU": "ON",
+        "GENKERN_ONLY": only,
+        "GENKERN_SANITIZE": SANITIZERS[name].flags,
+        "GENKERN_TORCH_DIR": Path(torch.__file__).parent,
+    }
+    cmake, package = _tool("cmake"), folder / "package"
+    configure = [cmake, "-S", ROOT, "-B", folder, "-G", "Ninja"]
+    quiet = {"stdout": subprocess.DEVNULL, "check": True}
+    subprocess.run([*configure, *(f"-D{k}={v}" for k, v in options.items())], **quiet)
+    subprocess.run([cmake, "--build", folder], check=True)
+    shutil.rmtree(package, ignore_errors=True)
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "genkern", package / "genkern", ignore=ignored)
+    subprocess.run([cmake, "--install", folder, "--prefix", package], **quiet)
+    return package
+
+
+def run(name: str, package: Path, command: tuple[str, ...], **options: Any) -> Any:
+    """Runs Python with the sanitized copy; returns what subprocess.run does."""
+    sanitizer = SANITIZERS[name]
+    # libstdc++ with them: the sanitizer looks for its functions before torch brings it.
+    preloaded = [_library(library) for library in (*sanitizer.libraries, "libstdc++.so.6")]
+    environment = os.environ | sanitizer.options
+    environment |= {
+        "LD_PRELOAD": " ".join(preloaded),
+        "PYTHONPATH": f"{package}{os.pathsep}{ROOT}",
+        "OMP_NUM_THREADS": "2" if name == "address" else "1",
+    }
+    # ThreadSanitizer expects programs where older kernels put them.
+    setarch = shutil.which("setarch") if name == "thread" else None
+    prefix = [setarch, "-R"] if setarch else []
+    return subprocess.run(
+        [*prefix, sys.executable, *command], cwd=package, env=environment, **options
+    )
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__)
+    parser.add_argument("--only", default="", help="an instruction set: baseline, avx2 or avx512")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("names", nargs="*", default=list(SANITIZERS), help="address, thread")
+    options = parser.parse_args()
+    steps: list[dict[str, Any]] = []
+    for name in options.names:
+        lacking = missing(name)
+        if lacking:
+            print(f"sanitize: {name} is left out, missing: {lacking}")
+            continue
+        print(f"sanitize: building for {SANITIZERS[name].flags}", flush=True)
+        package = build(name, options.only)
+        for command in SANITIZERS[name].commands:
+            shown = " ".join(a.replace(f"{ROOT}/", "") for a in command)
+            print(f"sanitize: {name}: python {shown}", flush=True)
+            start = time.monotonic()
+            answer = run(name, package, command, stdout=subprocess.PIPE, text=True)
+            print(answer.stdout, flush=True)
+            last = answer.stdout.strip().splitlines()[-1:] or [""]
+            steps.append(
+                {
+                    "sanitizer": SANITIZERS[name].flags,
+                    "instruction sets": options.only or "all",
+                    "command": f"python {shown}",
+                    "exit code": answer.returncode,
+                    "seconds": round(time.monotonic() - start),
+                    "last line": last[0],
+                }
+            )
+    rows = [[s["command"], s["sanitizer"], str(s["exit code"]), str(s["seconds"])] for s in steps]
+    heads = ("command", "sanitizer", "exit code", "s")
+    Table("Sanitizers: 0 is no fault", heads, rows).print(Console())
+    if options.json:
+        facts = environment.describe(torch.device("cpu"), torch.get_num_threads())
+        options.json.write_text(json.dumps({"environment": facts, "steps": steps}, indent=2) + "\n")
+    if any(s["exit code"] for s in steps):
+        raise SystemExit("sanitize: see above")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Random and hostile calls, the same ones each time; `make fuzz` makes more."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import Phase
+from public_calls import CALLS as PUBLIC
+
+from benchmarks.fuzz import calls, compare, machine
+from benchmarks.fuzz.hostile import Hostile
+from genkern import gan, vae
+from genkern._native import unavailable_reason
+from genkern._ops.op import OPS
+
+pytestmark = pytest.mark.skipif(
+    unavailable_reason("cpu") is not None, reason="the native library is needed"
+)
+CASES = 2000
+
+
+def test_every_public_function_is_called():
+    assert set(calls.CALLS) == {name.split()[0] for name in PUBLIC} - {"random.new_key"}
+
+
+def test_random_calls_agree_with_the_reference_and_the_exact_values():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of NaN and of empty tensors, where they are right
+        tally = machine.run(CASES)
+    assert tally.cases >= CASES
+    # Most calls are good, and no function is left out.
+    assert tally.ended["a result"] > CASES // 2 and tally.ended["ValueError"] > CASES // 50
+    assert set(tally.calls) == set(calls.CALLS)
+    # Gradients of gradients aside, every operator ran and was compared.
+    assert set(OPS) - set(tally.operators) == set()
+
+
+def test_hostile_calls_raise_or_are_right():
+    hostile = Hostile(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sparse tensors
+        for _ in range(CASES):
+            hostile.call()
+    assert hostile.ended["a result"] > CASES // 5 and hostile.ended["RuntimeError"] > CASES // 5
+
+
+def test_a_wrong_result_is_found():
+    """The comparison fails for an error of four roundings in one element."""
+    x, y = torch.randn(3, 5), torch.randn(3, 5)
+    op, args = OPS["optimal_discriminator"], (x, y)
+    right = op.reference(*args)
+    assert compare.problem(op, args, right, right) is None
+    wrong = right.clone()
+    wrong[1, 2] *= 1 + 32 * torch.finfo(torch.float32).eps
+    assert "native is off at (1, 2)" in compare.problem(op, args, wrong, right)
+    wrong[1, 2] = float("nan")
+    assert "at (1, 2): native gives nan" in compare.problem(op, args, wrong, right)
+    assert "strides" in compare.problem(op, args, right.T.contiguous().T, right)
+
+
+def test_a_fault_is_reported_with_its_call(monkeypatch):
+    monkeypatch.setitem(calls.CALLS, "gan.r1_penalty", _unequal)
+    with pytest.raises(AssertionError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        machine.run(500, phases=(Phase.generate,))
+
+
+def _unequal(d: calls.Draw) -> calls.Run:
+    """A function whose result has another shape natively."""
+    x = d.tensor()
+    return lambda *a: a[x].new_zeros(2 + (compare.BACKENDS[0].name == "comparing"))
+
+
+# ---- what the fuzzing found, each once
+
+
+def test_a_clamped_logvar_has_no_gradient_where_the_kl_is_infinite():
+    """Zero times infinity gave NaN."""
+    mu = torch.zeros(3)
+    logvar = torch.tensor([-9.0, 0.0, 9.0], requires_grad=True)
+    loss = vae.kl(mu, logvar, 0.0, -100.0, logvar_clamp=(-1.0, 1.0), reduction="sum")
+    (grad,) = torch.autograd.grad(loss, logvar)
+    assert grad.tolist() == [0.0, float("inf"), 0.0]
+
+
+def _shrunk(x: torch.Tensor) -> torch.Tensor:
+    x.untyped_storage().resize_(4)
+    return x
+
+
+def _unaligned() -> torch.Tensor:
+    return torch.frombuffer(bytearray(17), dtype=torch.float32, count=4, offset=1)
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (torch.zeros([2, *[1] * 70, 0]), "expected at most 64 dimensions, got 72"),
+        (_shrunk(torch.zeros(5)), "reaches beyond its storage of 4 bytes"),
+        (_unaligned(), "is not aligned to its elements"),
+    ],
+    ids=["deep", "shrunk", "unaligned"],
+)
+def test_memory_is_checked(x, text):
+    with pytest.raises(RuntimeError, match=text):
+        OPS["gradient_penalty"](x, 1.0, 1.0, 1)
+
+
+@pytest.mark.parametrize("reduction", [-1, 5, 2**40])
+def test_an_unknown_reduction_is_refused(reduction):
+    x = torch.zeros(2, 3)
+    with pytest.raises(RuntimeError, match="expected a reduction from 0 to 4"):
+        OPS["bernoulli_nll"](x, x, reduction)
+
+
+def test_a_shape_beyond_all_numbers_is_refused():
+    key = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match=r"fewer than 2\^63"):
+        OPS["normal"](key, [2**40, 2**40], torch.float32)
+
+
+def test_weights_outside_0_and_1_are_compared_too():
+    x = torch.tensor([[3.0], [-2.0]])
+    assert gan.interpolate(x, x, noise=torch.tensor([-4.0, 7.0])).tolist() == [[3.0], [-2.0]]
