@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# The one tested here. A CUDA build of torch brings its own, and no other fits it.
+TRITON := triton==3.9.*; sys_platform == "linux"
 ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
@@ -143,6 +145,7 @@ clean:
 .venv/requirements: .venv/torch
 	@echo "make: installing $(TORCH) and the build tools into .venv"
 	@$(PIP) install '$(TORCH)' setuptools cmake ninja pybind11
+	@$(PY) -c 'import importlib.util as u; exit(not u.find_spec("triton"))' || $(PIP) install '$(TRITON)'
 	@touch $@
 
 # Without isolation the build tools stay where CMake found them, and a rebuild is incremental.
