@@ -27,6 +27,7 @@ from rich.progress import Progress
 
 from benchmarks import environment, report
 from genkern._native import build_facts, unavailable_reason
+from genkern._triton import launch
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests" / "gpu"
@@ -67,6 +68,9 @@ def missing(device: str) -> list[str]:
     if reason is not None:
         notes = [note for note in build_facts().get("notes", []) if "CUDA" in note]
         found.append(" ".join([f"the native backend is not tested: {reason}.", *notes]))
+    reason = launch.unavailable_reason()
+    if reason is not None:
+        found.append(f"the triton backend is not tested: {reason}.")
     if shutil.which("compute-sanitizer") is None:
         found.append("accesses are not checked: compute-sanitizer is not on PATH.")
     return found

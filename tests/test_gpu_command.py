@@ -73,6 +73,25 @@ def test_the_evidence(tmp_path, monkeypatch, failed):
     assert written["benchmarks"] == timed
 
 
+def test_what_cannot_be_tested_is_named(monkeypatch):
+    facts = {
+        "notes": ["the CUDA library is not built, missing: nvcc.", "genkern_host is not built."]
+    }
+    monkeypatch.setattr(gpu, "build_facts", lambda: facts)
+    monkeypatch.setattr(
+        gpu, "unavailable_reason", lambda device: "libgenkern_cuda.so was not built"
+    )
+    monkeypatch.setattr(gpu.launch, "unavailable_reason", lambda: "triton is not installed")
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    assert gpu.missing("cuda") == [
+        "the native backend is not tested: libgenkern_cuda.so was not built."
+        " the CUDA library is not built, missing: nvcc.",
+        "the triton backend is not tested: triton is not installed.",
+        "accesses are not checked: compute-sanitizer is not on PATH.",
+    ]
+    assert gpu.missing("cpu") == []
+
+
 def test_without_a_gpu_one_line_says_so(capsys):
     if torch.cuda.is_available():
         pytest.skip("a GPU is present")

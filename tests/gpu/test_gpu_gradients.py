@@ -49,8 +49,9 @@ def _second_derivatives(call, i):
     return tuple(g for g in second if g is not None)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [name for name in CALLS if not name.startswith("random.")])
 def test_second_derivatives(backend, device, name):
-    got = _second_derivatives(CALLS[name], inputs_on(device))
     want = on_cpu(_second_derivatives, CALLS[name], inputs_on("cpu"))
-    _assert_close(got, want)
+    if not want:
+        pytest.skip("linear, or without derivatives")
+    _assert_close(_second_derivatives(CALLS[name], inputs_on(device)), want)
