@@ -17,8 +17,7 @@ def test_the_bodies_run_on_a_cpu():
     assert sorted(group["group"] for group in found) == gpu.groups()
     for group in found:
         assert group["failed"] == 0, group["failures"]
-        if group["group"] != "host":
-            assert group["passed"] > group["skipped"]
+        assert group["passed"] > 0 or group["group"] == "host"
 
 
 JUNIT = """<testsuites><testsuite>

@@ -15,11 +15,11 @@ from support import BACKENDS, OPS, run
 from genkern import testing
 
 
-def main(device: str, name: str, step: str) -> None:
+def main(device: str, name: str, step: int) -> None:
     backend = next(b for b in BACKENDS if b.name == name)
     for op in OPS.values():
         for dtype in (torch.float32, torch.bfloat16):
-            for sample in islice(testing.samples(op.name, device, dtype), None, None, int(step)):
+            for sample in islice(testing.samples(op.name, device, dtype), None, None, step):
                 run(backend, op, sample.args)
     if device != "cpu":
         torch.cuda.synchronize()
@@ -27,4 +27,4 @@ def main(device: str, name: str, step: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
