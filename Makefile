@@ -18,7 +18,7 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) \
 export GENKERN_WERROR ?= 1
 
 .PHONY: help demo chapter distributed docs test cuda-on-host bench gpu fuzz sanitize soak large lint \
-  format cuda gpu-static exhaustive evidence compat clean FORCE
+  format cuda gpu-static exhaustive report compat clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -35,7 +35,7 @@ help:
 	@echo "make cuda        compile the CUDA library (needs nvcc, no GPU)"
 	@echo "make gpu-static  print what the GPU kernels compile to and the speed that follows"
 	@echo "make exhaustive  check the noise functions on all 2^32 words"
-	@echo "make evidence    test randomness and numerics at length, half an hour, 6 GB"
+	@echo "make report      measure and test everything at length, write docs/report.md (hours)"
 	@echo "make fuzz        100,000 random and as many hostile calls (hours; ARGS=--quick: minutes)"
 	@echo "make sanitize    tests and fuzzing under ASan, UBSan and TSan (half an hour)"
 	@echo "make soak        train for an hour and watch the memory (ARGS=\"--minutes 5\")"
@@ -75,9 +75,8 @@ gpu: .venv/installed
 exhaustive: .venv/installed
 	@$(PY) -m pytest -m exhaustive $(ARGS)
 
-evidence: .venv/installed
-	@$(PY) -m benchmarks.randomness --json docs/evidence/randomness.json
-	@$(PY) -m benchmarks.numerics --json docs/evidence/numerics.json
+report: .venv/installed
+	@$(PY) -m benchmarks.evidence $(ARGS)
 
 large: .venv/installed
 	@$(PY) -m pytest -m large $(ARGS)

@@ -210,9 +210,12 @@ def run_cmake(prefix: Path) -> None:
     """
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     compiler = Path(PLAN.options["CMAKE_CXX_COMPILER"]).name
-    cuda = "-cuda" if "cuda" in PLAN.facts.parts else ""
-    build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{compiler}{cuda}"
-    options = PLAN.options | {f"GENKERN_{part.upper()}": "ON" for part in PLAN.facts.parts}
+    build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{compiler}"
+    parts = PLAN.facts.parts
+    options = PLAN.options | {
+        f"GENKERN_{part.upper()}": "ON" if part in parts else "OFF"
+        for part in ("host", "cpu", "cuda")
+    }
     if ninja:
         options["CMAKE_MAKE_PROGRAM"] = ninja
     configure = [cmake, "-S", ROOT, "-B", build, *(["-G", "Ninja"] if ninja else [])]

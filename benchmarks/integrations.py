@@ -1,6 +1,6 @@
 """Times of diffusers' loops with and without genkern, outside the network.
 
-    python -m benchmarks.integrations [--threads 2] [--compile]
+    python -m benchmarks.integrations [--threads 2] [--compile] [--json FILE]
 
 A sampling loop with a network that costs nothing, and a training step's share of an autoencoder's
 posterior. The best of several runs, the contenders in turn.
@@ -9,13 +9,17 @@ posterior. The best of several runs, the contenders in turn.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks import environment
 
 _SHAPE = (16, 3, 32, 32)
 _MOMENTS = (8, 8, 64, 64)
@@ -76,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="also torch.compile around loops")
+    parser.add_argument("--json", metavar="FILE", help="write the times")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with warnings.catch_warnings():
@@ -111,6 +116,11 @@ def main() -> None:
         for name, seconds in times.items():
             ratio = times["diffusers"] / seconds
             print(f"  {name:28} {1e3 * seconds:9.2f} ms {ratio:7.2f}x")
+    if arguments.json:
+        facts = environment.describe(torch.device("cpu"), arguments.threads)
+        named = [{"title": title, "times": times} for title, times in tables]
+        results = {"environment": facts, "tables": named}
+        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from benchmarks.report import Table
 
 _PARTS = ("errors", "kl", "bits", "large")
 _LARGE = 10**9
+_EXTREME = ("all exponents", "special values")
+MODERATE = tuple(s for s in SWEEPS if s not in _EXTREME)
 # What a row is worse by before it is said to be: the figures of two maxima of the same law differ.
 _WORSE = 1.05
 
@@ -121,8 +123,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     """The results, for the terminal and the docs."""
     found = []
     for dtype in dict.fromkeys(r["dtype"] for r in results.get("errors", [])):
-        moderate = tuple(s for s in SWEEPS if s not in ("all exponents", "special values"))
-        for sweeps in (moderate, ("all exponents", "special values")):
+        for sweeps in (MODERATE, _EXTREME):
             found.append(_error_table(results["errors"], dtype, sweeps))
     if "kl" in results:
         found.append(

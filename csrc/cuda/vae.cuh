@@ -117,7 +117,7 @@ __device__ unsigned clamp_lanes(const LogvarClamp<Acc>& clamp, Acc (&logvar)[kLa
   if (clamp.min == Acc(-INFINITY) && clamp.max == Acc(INFINITY)) return outside;
 #pragma unroll
   for (int v = 0; v < kLanes; ++v) {
-    if (clamp.gradient(logvar[v]) == Acc(0)) outside |= 1u << v;
+    if (clamp.gradient(logvar[v], Acc(1)) == Acc(0)) outside |= 1u << v;
     logvar[v] = clamp(logvar[v]);
   }
   return outside;

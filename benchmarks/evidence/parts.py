@@ -1,0 +1,73 @@
+"""The commands that make evidence, and what each needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docs" / "evidence"
+
+
+def _nothing() -> str | None:
+    return None
+
+
+def _cuda_library() -> str | None:
+    library = ROOT / "build" / "cuda" / "genkern" / "libgenkern_cuda.so"
+    return None if library.exists() else "the CUDA library: run `make cuda`, which needs nvcc"
+
+
+def _diffusers() -> str | None:
+    return None if importlib.util.find_spec("diffusers") else "diffusers"
+
+
+def _compiler() -> str | None:
+    return None if shutil.which("g++") else "g++"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command that writes docs/evidence/<name>.json; `lacks` says what it misses here."""
+
+    name: str
+    shows: str
+    minutes: float
+    arguments: Sequence[str] = ()
+    quick: Sequence[str] = ("--quick",)
+    module: str = ""
+    lacks: Callable[[], str | None] = field(default=_nothing)
+
+    @property
+    def file(self) -> Path:
+        """Where its numbers are."""
+        return FOLDER / f"{self.name}.json"
+
+    def command(self, quick: bool) -> list[str]:
+        """The module and its arguments."""
+        module = self.module or f"benchmarks.{self.name}"
+        chosen = self.quick if quick else self.arguments
+        return ["-m", module, *chosen, "--json", str(self.file)]
+
+
+# Speed first, while the machine is cool and idle; what takes hours last.
+PARTS = (
+    Part("speed", "speed beside eager PyTorch, torch.compile, diffusers and the memory", 7,
+         ("--rounds", "9", "--seconds", "1.3", "--without", "reference"), module="benchmarks"),
+    Part("integrations", "speed of other packages' loops", 2, ("--compile",), (),
+         lacks=_diffusers),
+    Part("profile", "instructions, odd sizes, first calls, scaling of the CPU kernels", 15),
+    Part("gpu_static", "the GPU kernels' machine code, and the speed that follows", 20,
+         lacks=_cuda_library),
+    Part("cuda_on_host", "the CUDA kernels executed on the CPU, with checks", 10,
+         lacks=_compiler),
+    Part("numerics", "errors beside eager PyTorch's, equality of bits", 15),
+    Part("randomness", "batteries, moments, tails and independence of the noise", 30),
+    Part("sanitize", "tests and fuzzing under ASan, UBSan and TSan", 30, quick=("--quick",),
+         lacks=_compiler),
+    Part("fuzz", "random and hostile calls", 60),
+    Part("soak", "training for an hour: memory", 60, ("--minutes", "60"), ("--minutes", "1")),
+)  # fmt: skip
