@@ -223,8 +223,8 @@ def test_compile_the_diffusion_operators_in_one_graph():
 
     def gradients(function):
         x, p, v, u = (a.clone().requires_grad_() for a in tensors)
-        x_t, _, step, loss, bound = function(x, p, v, u, *arguments[4:])
-        total = x_t.sum() + step.square().sum() + loss + bound.sum()
+        x_t, _, step, x_prev, x0, loss, bound = function(x, p, v, u, *arguments[4:])
+        total = x_t.sum() + (step + x_prev * x0).square().sum() + loss + bound.sum()
         return torch.autograd.grad(total, (x, p, v, u))
 
     torch._dynamo.reset()

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import sanitize
 
+pytestmark = pytest.mark.exhaustive  # builds the library once more: minutes
+
 FUZZ = ("-m", "benchmarks.fuzz", "--cases", "100", "--hostile", "2500")
 
 

@@ -13,8 +13,14 @@ import pytest
 from benchmarks import gpu_static, gpu_triton
 from benchmarks.gpu_triton import DRAWS, ITEMSIZE, NVIDIA, TARGETS, operators, tensors
 
+# Minutes for all; of each vendor one is compiled in every run.
+USUAL = ("sm_100", "gfx942")
 
-@pytest.fixture(scope="module", params=TARGETS)
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(t, marks=[] if t in USUAL else pytest.mark.exhaustive) for t in TARGETS],
+)
 def compiled(request):
     pytest.importorskip("triton")
     return request.param, gpu_triton.compiled(request.param)

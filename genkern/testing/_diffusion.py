@@ -286,11 +286,15 @@ def _guidance_factor(
     pred: Tensor, uncond: Tensor, guidance_scale: float, guidance_rescale: float
 ) -> list[Expected | None]:
     guided, phi = _guided(pred, uncond, None, guidance_scale), REAL(guidance_rescale)
-    axes = tuple(range(1, pred.dim()))
-    deviations = [np.std(x, axes, ddof=1) for x in (real(pred), guided.value)]
+    # A tensor without dimensions is one sample.
+    rows = [
+        x.reshape(len(pred) if pred.dim() else 1, -1)
+        for x in (real(pred), guided.value, guided.scale)
+    ]
+    deviations = [np.std(x, 1, ddof=1) for x in rows[:2]]
     ratio = phi * deviations[0] / deviations[1]
     # The guided prediction was rounded before its deviation was taken.
-    size = np.sqrt(np.mean(guided.scale**2, axes)) / deviations[1]
+    size = np.sqrt(np.mean(rows[2] ** 2, 1)) / deviations[1]
     return [Expected(ratio + (1 - phi), np.abs(ratio) * (1 + size) + np.abs(1 - phi))]
 
 

@@ -47,10 +47,9 @@ void posterior_loop(const Posterior& call, int64_t n, const T* __restrict mu,
     const V l = kPlain ? raw : c.clamp(raw);
     V sigma;
     if constexpr (kKl) {
-      const V value =
-          divergence<V, kPrior>(m, l, load_vector<V>(m2 + (kPrior ? i : 0)),
-                                load_vector<V>(lv2 + (kPrior ? i : 0)), sigma)
-              .value;
+      const V value = divergence<V, kPrior>(m, l, load_vector<V>(m2 + (kPrior ? i : 0)),
+                                            load_vector<V>(lv2 + (kPrior ? i : 0)), sigma)
+                          .value;
       store_vector(kl + i, kPlain ? value : with_free_bits(value, c.free_bits));
     } else {
       sigma = standard_deviation(l);
@@ -268,61 +267,61 @@ void posterior_backward_typed(const Posterior& call) {
   const double kl_scale = 1.0 / divisor(call);
   // Without a gradient of logvar no noise is needed.
   const bool draws = call.grad_logvar.data != nullptr;
-  for_units(call, cut, draws && call.keys.data ? kNoiseGrain : kGrain,
-            [&](int64_t begin, int64_t end) {
-              alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], gz_[kChunk], gkl_[kChunk];
-              alignas(64) T sum[kChunk], along[kChunk];
-              alignas(64) T m2_[kPrior ? kChunk : Step<T>::kWidth],
-                  lv2_[kPrior ? kChunk : Step<T>::kWidth];
-              alignas(64) T out_[4][kChunk];
-              if constexpr (kPrior) {
-                fill_constant(static_cast<T>(call.prior_mu_value), m2_);
-                fill_constant(static_cast<T>(call.prior_logvar_value), lv2_);
+  for_units(
+      call, cut, draws && call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
+        alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], gz_[kChunk], gkl_[kChunk];
+        alignas(64) T sum[kChunk], along[kChunk];
+        alignas(64) T m2_[kPrior ? kChunk : Step<T>::kWidth],
+            lv2_[kPrior ? kChunk : Step<T>::kWidth];
+        alignas(64) T out_[4][kChunk];
+        if constexpr (kPrior) {
+          fill_constant(static_cast<T>(call.prior_mu_value), m2_);
+          fill_constant(static_cast<T>(call.prior_logvar_value), lv2_);
+        }
+        if (!draws) fill_constant(T(0), eps_);
+        if (call.draws == 0) {
+          fill_constant(T(0), sum);
+          fill_constant(T(0), along);
+        }
+        for (int64_t index = begin; index < end; ++index) {
+          const Unit unit(cut, index);
+          const int64_t start = unit.start, n = unit.n;
+          const T* mu = a[kMu].read(start, n, mu_);
+          const T* logvar = a[kLogvar].read(start, n, logvar_);
+          const T* m2 = a[kPriorMu] ? a[kPriorMu].read(start, n, m2_) : m2_;
+          const T* lv2 = a[kPriorLogvar] ? a[kPriorLogvar].read(start, n, lv2_) : lv2_;
+          const T* gkl = kKl ? a[kGradKl].read(start, n, gkl_) : gkl_;
+          const T* gz = gz_;
+          const T* eps = eps_;
+          if constexpr (kDraw) {
+            for (int64_t draw = 0; draw < call.draws; ++draw) {
+              gz = a[kGradZ].read(start, n, gz_, draw);
+              if (draws && call.keys.data) {
+                if (kKl) a[kMu].prefetch(start, n);
+                a[kLogvar].prefetch(start, n);
+                a[kGradZ].prefetch(start, n, draw);
+                fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
+              } else if (draws) {
+                eps = a[kNoise].read(start, n, eps_, draw);
               }
-              if (!draws) fill_constant(T(0), eps_);
-              if (call.draws == 0) {
-                fill_constant(T(0), sum);
-                fill_constant(T(0), along);
-              }
-              for (int64_t index = begin; index < end; ++index) {
-                const Unit unit(cut, index);
-                const int64_t start = unit.start, n = unit.n;
-                const T* mu = a[kMu].read(start, n, mu_);
-                const T* logvar = a[kLogvar].read(start, n, logvar_);
-                const T* m2 = a[kPriorMu] ? a[kPriorMu].read(start, n, m2_) : m2_;
-                const T* lv2 = a[kPriorLogvar] ? a[kPriorLogvar].read(start, n, lv2_) : lv2_;
-                const T* gkl = kKl ? a[kGradKl].read(start, n, gkl_) : gkl_;
-                const T* gz = gz_;
-                const T* eps = eps_;
-                if constexpr (kDraw) {
-                  for (int64_t draw = 0; draw < call.draws; ++draw) {
-                    gz = a[kGradZ].read(start, n, gz_, draw);
-                    if (draws && call.keys.data) {
-                      if (kKl) a[kMu].prefetch(start, n);
-                      a[kLogvar].prefetch(start, n);
-                      a[kGradZ].prefetch(start, n, draw);
-                      fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
-                    } else if (draws) {
-                      eps = a[kNoise].read(start, n, eps_, draw);
-                    }
-                    if (call.draws > 1) add_draw(n, draw == 0, gz, eps, sum, along);
-                  }
-                  if (call.draws != 1) gz = sum;
-                }
-                T* out[4];
-                for (int v = 0; v < 4; ++v) {
-                  out[v] = a[kGradMu + v] ? a[kGradMu + v].target(start, n, out_[v]) : out_[v];
-                }
-                const auto loop = is_plain(call) ? posterior_backward_loop<T, kPrior, kDraw, kKl, true>
-                                        : posterior_backward_loop<T, kPrior, kDraw, kKl, false>;
-                loop(call, kl_scale, n, mu, logvar, m2, lv2, gz, eps,
-                     call.draws == 1 ? nullptr : along, gkl, out[0], out[1], out[2], out[3]);
-                for (int v = 0; v < 4; ++v) {
-                  if (a[kGradMu + v]) a[kGradMu + v].write(start, n, out[v], out_[v]);
-                }
-                if (kDraw && a[kGradNoise]) noise_gradient(call, a, start, n, logvar);
-              }
-            });
+              if (call.draws > 1) add_draw(n, draw == 0, gz, eps, sum, along);
+            }
+            if (call.draws != 1) gz = sum;
+          }
+          T* out[4];
+          for (int v = 0; v < 4; ++v) {
+            out[v] = a[kGradMu + v] ? a[kGradMu + v].target(start, n, out_[v]) : out_[v];
+          }
+          const auto loop = is_plain(call) ? posterior_backward_loop<T, kPrior, kDraw, kKl, true>
+                                           : posterior_backward_loop<T, kPrior, kDraw, kKl, false>;
+          loop(call, kl_scale, n, mu, logvar, m2, lv2, gz, eps, call.draws == 1 ? nullptr : along,
+               gkl, out[0], out[1], out[2], out[3]);
+          for (int v = 0; v < 4; ++v) {
+            if (a[kGradMu + v]) a[kGradMu + v].write(start, n, out[v], out_[v]);
+          }
+          if (kDraw && a[kGradNoise]) noise_gradient(call, a, start, n, logvar);
+        }
+      });
 }
 
 void posterior_backward(const Posterior& call) {
