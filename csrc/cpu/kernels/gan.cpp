@@ -10,19 +10,19 @@ namespace {
 
 // ---- functions of logits
 
+// A term's numbers. A loop gets a copy: what it writes might otherwise be the term itself, which
+// would be read again in every step.
 template <class T>
 struct TermNumbers {
-  explicit GENKERN_HD TermNumbers(const LogitTerm& term)
-      : sign(static_cast<float>(term.sign)),
-        factor(static_cast<float>(term.factor)),
-        smoothing(static_cast<float>(term.smoothing)) {}
+  explicit TermNumbers(const LogitTerm& term)
+      : sign(static_cast<T>(term.sign)),
+        factor(static_cast<T>(term.factor)),
+        smoothing(static_cast<T>(term.smoothing)) {}
+  template <LogitForm kForm, class V>
+  GENKERN_HD OfLogit<V> at(V logit) const {
+    return logit_term<kForm>(logit, V(sign), V(factor), V(smoothing));
+  }
   T sign, factor, smoothing;
-};
-template <>
-struct TermNumbers<double> {
-  explicit GENKERN_HD TermNumbers(const LogitTerm& term)
-      : sign(term.sign), factor(term.factor), smoothing(term.smoothing) {}
-  double sign, factor, smoothing;
 };
 
 // Calls f with the form as a constant.
@@ -46,15 +46,14 @@ void with_form(LogitForm form, const F& f) {
 template <bool kGradient, class T>
 void term_loop(const LogitTerm& term, double scale, int64_t n, const T* __restrict x,
                T* __restrict out, T* __restrict derivative) {
-  with_form(term.form, [&](auto form) {
-    for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
+  const TermNumbers<T> c(term);
+  const T by = static_cast<T>(scale);
+  with_form(term.form, [=](auto form) {
+    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
       using V = typename decltype(number)::T;
-      const TermNumbers<V> c(term);
-      const auto f = logit_term<form()>(load_vector<V>(x + i), c.sign, c.factor, c.smoothing);
+      const auto f = c.template at<form()>(load_vector<V>(x + i));
       store_vector(out + i, f.value);
-      if constexpr (kGradient) {
-        store_vector(derivative + i, V(static_cast<T>(scale)) * f.u);
-      }
+      if constexpr (kGradient) store_vector(derivative + i, V(by) * f.u);
     });
   });
 }
@@ -71,13 +70,13 @@ void term_values(const LogitTerm& term, double scale, int64_t n, const T* x, T* 
 template <class T>
 void term_gradients(const LogitTerm& term, double scale, int64_t n, const T* __restrict x,
                     const T* __restrict grad, T* __restrict out) {
-  with_form(term.form, [&](auto form) {
-    for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
+  const TermNumbers<T> c(term);
+  const T by = static_cast<T>(scale);
+  with_form(term.form, [=](auto form) {
+    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
       using V = typename decltype(number)::T;
-      const TermNumbers<V> c(term);
-      const V logit = load_vector<V>(x + i);
-      const V derivative = logit_term<form()>(logit, c.sign, c.factor, c.smoothing).u;
-      store_vector(out + i, load_vector<V>(grad + i) * V(static_cast<T>(scale)) * derivative);
+      const V derivative = c.template at<form()>(load_vector<V>(x + i)).u;
+      store_vector(out + i, load_vector<V>(grad + i) * V(by) * derivative);
     });
   });
 }

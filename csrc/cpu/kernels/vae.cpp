@@ -11,11 +11,16 @@ namespace {
 
 // ---- the posterior
 
+// Numbers of a call. A loop gets a copy: what it writes might otherwise be the call itself, which
+// would be read again in every step.
 template <class T>
 struct PosteriorNumbers {
   explicit PosteriorNumbers(const Posterior& call)
       : clamp{static_cast<T>(call.logvar_min), static_cast<T>(call.logvar_max)},
         free_bits(static_cast<T>(call.free_bits)) {}
+  template <class N>
+  explicit GENKERN_HD PosteriorNumbers(const PosteriorNumbers<N>& c)
+      : clamp{T(c.clamp.min), T(c.clamp.max)}, free_bits(T(c.free_bits)) {}
   LogvarClamp<T> clamp;
   T free_bits;
 };
@@ -39,9 +44,10 @@ template <class T, bool kPrior, bool kDraw, bool kKl, bool kPlain>
 void posterior_loop(const Posterior& call, int64_t n, const T* __restrict mu,
                     const T* __restrict logvar, const T* __restrict m2, const T* __restrict lv2,
                     const T* __restrict eps, T* __restrict z, T* __restrict kl) {
-  for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
+  const PosteriorNumbers<T> numbers(call);
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
-    const PosteriorNumbers<V> c(call);
+    const PosteriorNumbers<V> c(numbers);
     const V m = load_vector<V>(mu + i);
     const V raw = load_vector<V>(logvar + i);
     const V l = kPlain ? raw : c.clamp(raw);
@@ -194,9 +200,11 @@ void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
                              const T* __restrict along_eps, const T* __restrict gkl,
                              T* __restrict grad_mu, T* __restrict grad_logvar,
                              T* __restrict grad_m2, T* __restrict grad_lv2) {
-  for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
+  const PosteriorNumbers<T> numbers(call);
+  const T scale = static_cast<T>(kl_scale);
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
-    const PosteriorNumbers<V> c(call);
+    const PosteriorNumbers<V> c(numbers);
     const V raw = load_vector<V>(logvar + i);
     const V l = kPlain ? raw : c.clamp(raw);
     Kl<V> d;
@@ -215,7 +223,7 @@ void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
       along_logvar = V(0.5f) * sigma * product;
     }
     if constexpr (kKl) {
-      V g = load_vector<V>(gkl + i) * V(static_cast<T>(kl_scale));
+      V g = load_vector<V>(gkl + i) * V(scale);
       if constexpr (!kPlain) g = g * free_bits_gradient(d.value, c.free_bits);
       along_mu = madd(g, d.mu, along_mu);
       along_logvar = madd(g, d.logvar, along_logvar);
@@ -341,13 +349,13 @@ struct Bernoulli {
   struct Constants {
     explicit Constants(const Likelihood&) {}
   };
-  template <class T>
-  static GENKERN_HD T value(const Constants<T>&, T logit, T x, T) {
+  template <class T, class V>
+  static GENKERN_HD V value(const Constants<T>&, V logit, V x, V) {
     return bernoulli_nll(logit, x).value;
   }
-  template <class T>
-  static GENKERN_HD void gradients(const Constants<T>&, T logit, T x, T, T g, T& first, T& second,
-                                   T&) {
+  template <class T, class V>
+  static GENKERN_HD void gradients(const Constants<T>&, V logit, V x, V, V g, V& first, V& second,
+                                   V&) {
     first = g * bernoulli_nll(logit, x).logit;
     second = -g * logit;
   }
@@ -361,14 +369,18 @@ struct FixedGaussian {
           half_log(static_cast<T>(std::log(call.sigma) + 0.5 * kLog2Pi)) {}
     T inverse_sigma, half_log;
   };
-  template <class T>
-  static GENKERN_HD T value(const Constants<T>& c, T x_hat, T x, T) {
-    return gaussian_nll(x_hat, x, c.inverse_sigma, c.half_log).value;
+  template <class T, class V>
+  static GENKERN_HD GaussianNll<V> at(const Constants<T>& c, V x_hat, V x) {
+    return gaussian_nll(x_hat, x, V(c.inverse_sigma), V(c.half_log));
   }
-  template <class T>
-  static GENKERN_HD void gradients(const Constants<T>& c, T x_hat, T x, T, T g, T& first, T& second,
-                                   T&) {
-    second = g * gaussian_nll(x_hat, x, c.inverse_sigma, c.half_log).x;
+  template <class T, class V>
+  static GENKERN_HD V value(const Constants<T>& c, V x_hat, V x, V) {
+    return at(c, x_hat, x).value;
+  }
+  template <class T, class V>
+  static GENKERN_HD void gradients(const Constants<T>& c, V x_hat, V x, V, V g, V& first, V& second,
+                                   V&) {
+    second = g * at(c, x_hat, x).x;
     first = -second;
   }
 };
@@ -377,20 +389,21 @@ struct LearnedGaussian {
   template <class T>
   struct Constants {
     explicit Constants(const Likelihood& call)
-        : clamp{static_cast<T>(call.logvar_min), static_cast<T>(call.logvar_max)} {}
-    LogvarClamp<T> clamp;
+        : min(static_cast<T>(call.logvar_min)), max(static_cast<T>(call.logvar_max)) {}
+    T min, max;
   };
-  template <class T>
-  static GENKERN_HD T value(const Constants<T>& c, T x_hat, T x, T logvar) {
-    return gaussian_nll(x_hat, x, c.clamp(logvar)).value;
+  template <class T, class V>
+  static GENKERN_HD V value(const Constants<T>& c, V x_hat, V x, V logvar) {
+    return gaussian_nll(x_hat, x, clamp(logvar, V(c.min), V(c.max))).value;
   }
-  template <class T>
-  static GENKERN_HD void gradients(const Constants<T>& c, T x_hat, T x, T logvar, T g, T& first,
-                                   T& second, T& third) {
-    const GaussianNll<T> d = gaussian_nll(x_hat, x, c.clamp(logvar));
+  template <class T, class V>
+  static GENKERN_HD void gradients(const Constants<T>& c, V x_hat, V x, V logvar, V g, V& first,
+                                   V& second, V& third) {
+    const LogvarClamp<V> clamp{V(c.min), V(c.max)};
+    const GaussianNll<V> d = gaussian_nll(x_hat, x, clamp(logvar));
     second = g * d.x;
     first = -second;
-    third = c.clamp.gradient(logvar, g * d.logvar);
+    third = clamp.gradient(logvar, g * d.logvar);
   }
 };
 
@@ -416,11 +429,11 @@ Tensors<S, kLikelihoodTensors> likelihood_tensors(const Likelihood& call) {
 template <class Kind, class T>
 void value_loop(const Likelihood& call, int64_t n, const T* __restrict a, const T* __restrict b,
                 const T* __restrict l, T* __restrict out) {
-  for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
+  const typename Kind::template Constants<T> c(call);
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
-    const typename Kind::template Constants<V> c(call);
-    store_vector(out + i, Kind::template value<V>(c, load_vector<V>(a + i), load_vector<V>(b + i),
-                                                  load_vector<V>(l + i)));
+    store_vector(out + i, Kind::value(c, load_vector<V>(a + i), load_vector<V>(b + i),
+                                      load_vector<V>(l + i)));
   });
 }
 
@@ -428,13 +441,13 @@ template <class Kind, class T>
 void gradient_loop(const Likelihood& call, double scale, int64_t n, const T* __restrict a,
                    const T* __restrict b, const T* __restrict l, const T* __restrict g,
                    T* __restrict first, T* __restrict second, T* __restrict third) {
-  for_steps<T>(n, [&](auto number, int64_t i) __attribute__((always_inline)) {
+  const typename Kind::template Constants<T> c(call);
+  const T by = static_cast<T>(scale);
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
-    const typename Kind::template Constants<V> c(call);
     V x = V(0.0f), y = V(0.0f), z = V(0.0f);
-    Kind::template gradients<V>(c, load_vector<V>(a + i), load_vector<V>(b + i),
-                                load_vector<V>(l + i),
-                                load_vector<V>(g + i) * V(static_cast<T>(scale)), x, y, z);
+    Kind::gradients(c, load_vector<V>(a + i), load_vector<V>(b + i), load_vector<V>(l + i),
+                    load_vector<V>(g + i) * V(by), x, y, z);
     store_vector(first + i, x);
     store_vector(second + i, y);
     store_vector(third + i, z);
