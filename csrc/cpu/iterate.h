@@ -12,96 +12,10 @@
 #include <immintrin.h>
 #endif
 
+#include "cpu/convert.h"
 #include "cpu/kernels.h"
-#include "genkern/normal.h"
 
 namespace genkern::GENKERN_CAPABILITY {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-template <class S>
-struct Arithmetic {
-  using T = float;
-};
-template <>
-struct Arithmetic<double> {
-  using T = double;
-};
-
-template <class T>
-static inline T load(T x) {
-  return x;
-}
-static inline float load(BFloat16 x) { return ScalarLanes::as_float(uint32_t{x.bits} << 16); }
-static inline float load(Half x) {
-  // The exponent is rebased by a multiplication, which also normalises subnormals; infinities and
-  // NaNs, whose exponent is all ones, get theirs set.
-  const uint32_t magnitude = (x.bits & 0x7fffu) << 13;
-  const float rebased = ScalarLanes::as_float(magnitude) * 0x1p112f;
-  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
-  return ScalarLanes::as_float(ScalarLanes::as_uint(rebased) | special | (x.bits & 0x8000u) << 16);
-}
-
-template <class T>
-static inline void store(T value, T& out) {
-  out = value;
-}
-static inline void store(float value, BFloat16& out) {
-  const uint32_t x = ScalarLanes::as_uint(value);
-  // To nearest, ties to even; a NaN stays one.
-  const uint32_t rounded = (x + 0x7fffu + (x >> 16 & 1u)) >> 16;
-  out.bits = static_cast<uint16_t>((x & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
-static inline void store(float value, Half& out) {
-  const uint32_t x = ScalarLanes::as_uint(value);
-  const uint32_t magnitude = x & 0x7fffffffu;
-  // Normal results: rebase the exponent and round at bit 13. Smaller ones: adding 1/2 leaves the
-  // bits in units of 2^-24, rounded by the addition.
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-  const uint32_t tiny = ScalarLanes::as_uint(ScalarLanes::as_float(magnitude) + 0.5f) - 0x3f000000u;
-  const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;
-  // 65520 and above round to infinity.
-  const uint32_t large = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  out.bits =
-      static_cast<uint16_t>((magnitude >= 0x477ff000u ? large : finite) | (x >> 16 & 0x8000u));
-}
-
-template <class S, class T>
-static inline void load_dense(const S* __restrict in, int64_t n, T* __restrict out) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] = load(in[i]);
-}
-
-template <class S, class T>
-static inline void store_dense(const T* __restrict in, int64_t n, S* __restrict out) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) store(in[i], out[i]);
-}
-
-#if defined(__F16C__)
-static inline void load_dense(const Half* __restrict in, int64_t n, float* __restrict out) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i));
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(half));
-  }
-  for (; i < n; ++i) out[i] = load(in[i]);
-}
-
-static inline void store_dense(const float* __restrict in, int64_t n, Half* __restrict out) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), half);
-  }
-  for (; i < n; ++i) store(in[i], out[i]);
-}
-#endif
 
 // Past the caches: the lines are not read before they are written. End with stream_fence().
 static inline void stream(const void* from, void* to, int64_t bytes) {

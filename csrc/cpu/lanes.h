@@ -8,16 +8,13 @@
 
 #include <cstdint>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
+#include "cpu/vectors.h"
 #include "genkern/math.h"
 #include "genkern/normal.h"
 
 namespace genkern::GENKERN_CAPABILITY {
 
-#if defined(__AVX512F__)
+#if defined(GENKERN_VECTORS) && defined(__AVX512F__)
 
 struct Lanes {
   using F = __m512;
@@ -65,7 +62,7 @@ struct Lanes {
   }
 };
 
-#elif defined(__AVX2__)
+#elif defined(GENKERN_VECTORS)
 
 struct Lanes {
   using F = __m256;
@@ -127,7 +124,7 @@ struct Lanes {
 
 #endif
 
-#if defined(__AVX2__)
+#if defined(GENKERN_VECTORS)
 
 // N vectors side by side, as Lanes. An operation is done on all before the next one starts, so the
 // instructions of N independent chains alternate: each chain is longer than what processors
@@ -255,7 +252,7 @@ GENKERN_HD V load_vector(const T* in) {
 GENKERN_HD void store_vector(float* out, float x) { *out = x; }
 GENKERN_HD void store_vector(double* out, double x) { *out = x; }
 
-#if defined(__AVX2__)
+#if defined(GENKERN_VECTORS)
 template <>
 struct Step<float> {
   using V = Floats;

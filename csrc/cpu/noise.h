@@ -20,7 +20,7 @@ struct Normal {
     const Normals64 n = normal2(b);
     std::memcpy(out, n.z, sizeof n.z);
   }
-#if defined(__AVX2__)
+#if defined(GENKERN_VECTORS)
   template <class L>
   static GENKERN_HD void pairs(typename L::U x, typename L::U y, typename L::F& a,
                                typename L::F& b) {
@@ -37,7 +37,7 @@ struct Uniform {
     out[0] = uniform_double(b.w[0], b.w[1]);
     out[1] = uniform_double(b.w[2], b.w[3]);
   }
-#if defined(__AVX2__)
+#if defined(GENKERN_VECTORS)
   template <class L>
   static GENKERN_HD void pairs(typename L::U x, typename L::U y, typename L::F& a,
                                typename L::F& b) {
@@ -48,7 +48,7 @@ struct Uniform {
 #endif
 };
 
-#if defined(__AVX2__)
+#if defined(GENKERN_VECTORS)
 
 // Philox for batches of blocks whose counters share their high word. The first three rounds are
 // shortened: with c2 = c3 = 0 they multiply by constants, which are folded in here.
@@ -140,7 +140,7 @@ GENKERN_HD void batches(const Philox& philox, Lanes::Wide& products, float* out)
 template <class Kind, class T>
 inline void fill_blocks(Key key, uint64_t first, int64_t count, T* out) {
   constexpr int kNumbers = sizeof(T) == 8 ? 2 : 4;
-#if defined(__AVX2__)
+#if defined(GENKERN_VECTORS)
   if constexpr (sizeof(T) == 4) {
     while (count > 0) {
       const uint64_t n = key.offset + first;
