@@ -17,8 +17,8 @@ FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) \
 
 export GENKERN_WERROR ?= 1
 
-.PHONY: help demo chapter distributed docs test cuda-on-host bench gpu fuzz sanitize soak large lint \
-  format cuda gpu-static exhaustive report compat clean FORCE
+.PHONY: help demo chapter distributed docs test cuda-on-host bench profile gpu fuzz sanitize soak \
+  large lint format cuda gpu-static exhaustive report compat clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make cuda-on-host  run the CUDA kernels on the CPU, with checks of memory and races"
 	@echo "make bench       run the benchmarks"
 	@echo "make gpu         run the tests and benchmarks that need a GPU; write docs/evidence/gpu.json"
+	@echo "make profile     profile the CPU kernels (instructions only where valgrind is)"
 	@echo "make lint        check format, style and types"
 	@echo "make format      format the sources"
 	@echo "make cuda        compile the CUDA library (needs nvcc, no GPU)"
@@ -71,6 +72,9 @@ bench: .venv/installed
 
 gpu: .venv/installed
 	@$(PY) -m benchmarks.gpu $(ARGS)
+
+profile: .venv/installed
+	@$(PY) -m benchmarks.profile $(ARGS)
 
 exhaustive: .venv/installed
 	@$(PY) -m pytest -m exhaustive $(ARGS)

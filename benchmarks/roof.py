@@ -10,65 +10,31 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks import compile
+
 _SOURCE = Path(__file__).with_name("roof.cpp")
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17")
 
 STREAMS = 3
 """Streams of a triad: two reads and one write."""
 
 
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "genkern-benchmarks"
-
-
-def _cpu_flags() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
-def _compile(compiler: str) -> Path:
-    """Compiles roof.cpp, unless the same source was compiled by the same command before."""
-    # -march=native: a cache on a shared home directory must not serve another processor.
-    parts = (compiler, *_FLAGS, _SOURCE.read_text(), _cpu_flags())
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    path = _cache() / f"roof-{digest[:16]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            built = Path(folder) / path.name
-            command = [compiler, *_FLAGS, "-o", str(built), str(_SOURCE)]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-            built.replace(path)
-    return path
-
-
 @functools.cache
 def _library() -> tuple[ctypes.CDLL | None, str]:
     """The compiled triads, or None and the reason."""
-    name = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if name is None:
-        return None, "no C++ compiler (c++, g++, clang++ or $CXX)"
+    path, reason = compile.library(_SOURCE, *_FLAGS)
+    if path is None:
+        return None, reason
     try:
-        library = ctypes.CDLL(str(_compile(name)))
-    except subprocess.CalledProcessError as error:
-        return None, f"{name} cannot compile roof.cpp: {error.stderr.strip().splitlines()[-1]}"
+        library = ctypes.CDLL(str(path))
     except OSError as error:
-        return None, f"roof.cpp cannot be built with {name} or loaded: {error}"
+        return None, f"the compiled roof.cpp does not load: {error}"
     pointer = ctypes.c_void_p
     for triad in (library.triad_regular, library.triad_non_temporal):
         triad.argtypes = [pointer, pointer, pointer, ctypes.c_float, ctypes.c_int64, ctypes.c_int]

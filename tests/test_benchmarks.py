@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import genkern
-from benchmarks import __main__, calls, gate, report, roof, run
+from benchmarks import __main__, calls, compile, gate, report, roof, run
 from benchmarks.cases import CASES, Case
 from benchmarks.problems import Problem, diffusion
 from benchmarks.problems.vae import RSAMPLE_KL
@@ -180,9 +180,9 @@ def test_a_training_step_forms_its_gradient_with_the_loss() -> None:
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 def test_the_triads_are_triads(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    roof._library.cache_clear()
+    _forget()
     library, reason = roof._library()
-    roof._library.cache_clear()
+    _forget()
     assert library is not None, reason
     b, c = torch.randn(1003, dtype=torch.float32), torch.randn(1003, dtype=torch.float32)
     for triad in (library.triad_regular, library.triad_non_temporal):
@@ -205,12 +205,17 @@ def test_floors_and_goals_are_a_cpus() -> None:
     assert run._targets(case, on_gpu) == ()
 
 
+def _forget() -> None:
+    compile.library.cache_clear()
+    roof._library.cache_clear()
+
+
 def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
-    roof._library.cache_clear()
+    _forget()
     reason, triads = roof.missing_reason(CPU), roof.triads(1 << 22, 1, CPU)
-    roof._library.cache_clear()
+    _forget()
     assert reason == "no C++ compiler (c++, g++, clang++ or $CXX)"
     assert triads == {}
 

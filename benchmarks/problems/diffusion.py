@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ _STEP = 500
 _DDIM_STRIDE = 20
 _CLIP = 1.0
 _GUIDANCE = 7.5
+_RESCALE = 0.7
+_THRESHOLD = (0.995, 1.5)
 _VLB_WEIGHT = 1e-3
 _SCHEDULE = diffusion.NoiseSchedule.linear(_T)
 
@@ -188,6 +191,25 @@ def _ddpm_step_guided(
     return _ddpm_step(x_t, torch.lerp(uncond, pred, _GUIDANCE), table, noise)
 
 
+def _ddpm_step_rescaled(
+    x_t: Tensor, pred: Tensor, uncond: Tensor, table: Tensor, noise: Tensor | None
+) -> Outputs:
+    guided = torch.lerp(uncond, pred, _GUIDANCE)
+    over = tuple(range(1, pred.dim()))
+    ratio = pred.std(over, keepdim=True) / guided.std(over, keepdim=True)
+    return _ddpm_step(x_t, guided * (_RESCALE * ratio + (1.0 - _RESCALE)), table, noise)
+
+
+def _ddpm_step_threshold(x_t: Tensor, pred: Tensor, table: Tensor, noise: Tensor | None) -> Outputs:
+    x0_x_t, x0_pred, mean_x0, mean_x_t, std = table[_STEP].unbind()
+    x0 = torch.addcmul(x0_x_t * x_t, x0_pred, pred)
+    ratio, largest = _THRESHOLD
+    sizes = torch.quantile(x0.abs().flatten(1).to(table.dtype), ratio, dim=1).to(x0.dtype)
+    s = sizes.clamp(1.0, largest).view(-1, *[1] * (x0.dim() - 1))
+    mean = torch.addcmul(mean_x0 * (x0.clamp(-s, s) / s), mean_x_t, x_t)
+    return (torch.addcmul(mean, std, _drawn(x_t, noise)),)
+
+
 def _ddim_step(x_t: Tensor, pred: Tensor, table: Tensor, noise: Tensor | None) -> Outputs:
     x0_x_t, x0_pred, prev_alpha, prev_sigma = table[_STEP].unbind()
     x0 = torch.addcmul(x0_x_t * x_t, x0_pred, pred).clamp_(-_CLIP, _CLIP)
@@ -227,9 +249,22 @@ def _genkern_ddpm_step_learned(
 
 
 def _genkern_ddpm_step_guided(
-    x_t: Tensor, pred: Tensor, uncond: Tensor, key: Tensor | None, noise: Tensor | None
+    x_t: Tensor,
+    pred: Tensor,
+    uncond: Tensor,
+    key: Tensor | None,
+    noise: Tensor | None,
+    **options: Any,
 ) -> Outputs:
-    return _genkern_ddpm_step(x_t, pred, key, noise, uncond=uncond, guidance_scale=_GUIDANCE)
+    options |= {"uncond": uncond, "guidance_scale": _GUIDANCE}
+    return _genkern_ddpm_step(x_t, pred, key, noise, **options)
+
+
+def _genkern_ddpm_step_threshold(
+    x_t: Tensor, pred: Tensor, key: Tensor | None, noise: Tensor | None
+) -> Outputs:
+    x = diffusion.ddpm_step(x_t, pred, _STEP, _SCHEDULE, key=key, noise=noise, threshold=_THRESHOLD)
+    return (x,)
 
 
 def _genkern_ddim_step(
@@ -331,6 +366,20 @@ DDPM_STEP_GUIDED = Problem(
     _step_guided,
     tables=(_DDPM,),
     diffusers=_diffusers_ddpm_step_guided,
+)
+DDPM_STEP_RESCALED = Problem(
+    "ddpm_step_rescaled",
+    functools.partial(_genkern_ddpm_step_guided, guidance_rescale=_RESCALE),
+    _ddpm_step_rescaled,
+    _step_guided,
+    tables=(_DDPM,),
+)
+DDPM_STEP_THRESHOLD = Problem(
+    "ddpm_step_threshold",
+    _genkern_ddpm_step_threshold,
+    _ddpm_step_threshold,
+    _step,
+    tables=(_DDPM,),
 )
 DDIM_STEP = Problem(
     "ddim_step",

@@ -18,6 +18,10 @@ def _logits(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, .
     return 3.0 * randn(shape, generator), 3.0 * randn(shape, generator), *labels
 
 
+def _pair(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+    return randn(shape, generator), randn(shape, generator)
+
+
 # ---- plain PyTorch
 
 
@@ -46,6 +50,16 @@ def _gradient_penalty(grads: Tensor) -> Tensor:
 
 def _r1_penalty(grads: Tensor) -> Tensor:
     return 0.5 * grads.square().sum() / grads.shape[0]
+
+
+def _interpolate(real: Tensor, fake: Tensor, noise: Tensor | None) -> Outputs:
+    shape = (real.shape[0], *[1] * (real.dim() - 1))
+    w = torch.rand(shape, dtype=real.dtype, device=real.device) if noise is None else noise
+    return (torch.lerp(fake, real, w),)
+
+
+def _optimal_discriminator(log_p: Tensor, log_q: Tensor, noise: Tensor | None = None) -> Outputs:
+    return (torch.sigmoid(log_p - log_q),)
 
 
 # ---- both ways
@@ -95,4 +109,16 @@ R1_PENALTY = Problem(
     _twice(_r1_penalty),
     lambda shape, generator: (randn(shape, generator),),
     wrt=(0,),
+)
+INTERPOLATE = Problem(
+    "interpolate",
+    lambda real, fake, key, noise: (gan.interpolate(real, fake, key=key, noise=noise),),
+    _interpolate,
+    _pair,
+)
+OPTIMAL_DISCRIMINATOR = Problem(
+    "optimal_discriminator",
+    lambda log_p, log_q, key, noise: (gan.optimal_discriminator(log_p, log_q),),
+    _optimal_discriminator,
+    _pair,
 )

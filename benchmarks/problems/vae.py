@@ -41,6 +41,12 @@ def _normal(like: Tensor, noise: Tensor | None) -> Outputs:
     return (torch.randn(like.shape, dtype=like.dtype, device=like.device),)
 
 
+def _uniform(like: Tensor, noise: Tensor | None) -> Outputs:
+    if noise is not None:
+        return (noise,)
+    return (torch.rand(like.shape, dtype=like.dtype, device=like.device),)
+
+
 def _sample(mu: Tensor, logvar: Tensor, noise: Tensor | None) -> Tensor:
     std = torch.exp(0.5 * logvar)
     return torch.addcmul(mu, std, torch.randn_like(mu) if noise is None else noise)
@@ -100,14 +106,18 @@ def _genkern_normal(like: Tensor, key: Tensor | None, noise: Tensor | None) -> O
     return (genkern.random.normal(key, *like.shape, dtype=like.dtype),)
 
 
-NORMAL = Problem(
-    "normal",
-    _genkern_normal,
-    _normal,
-    # Only the shape, dtype and device count.
-    lambda shape, generator: (torch.empty(1, dtype=torch.float64).expand(*shape),),
-    wrt=(),
-)
+def _genkern_uniform(like: Tensor, key: Tensor | None, noise: Tensor | None) -> Outputs:
+    key = genkern.random.new_key(device=like.device) if key is None else key
+    return (genkern.random.uniform(key, *like.shape, dtype=like.dtype),)
+
+
+def _like(shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Only the shape, dtype and device count."""
+    return (torch.empty(1, dtype=torch.float64).expand(*shape),)
+
+
+NORMAL = Problem("normal", _genkern_normal, _normal, _like, wrt=())
+UNIFORM = Problem("uniform", _genkern_uniform, _uniform, _like, wrt=())
 RSAMPLE = Problem(
     "rsample",
     lambda mu, logvar, key, noise: (vae.rsample(mu, logvar, key=key, noise=noise),),
