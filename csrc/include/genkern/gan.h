@@ -58,9 +58,8 @@ template <class Exp = FullExp, class T>
 GENKERN_HD OfLogit<T> probability(T u) {
   const T zero = T(0.0f), one = T(1.0f);
   const T e = Exp::of(-magnitude(u));
-  // A division each, since a caller needs one of the two.
-  const T larger = ratio(one, one + e);
-  return {ratio(select_less(u, zero, e, one), one + e), larger * (e * larger)};
+  const T larger = ratio(one, one + e), smaller = ratio(e, one + e);
+  return {select_less(u, zero, smaller, larger), larger * smaller};
 }
 
 enum class LogitForm { kLogistic, kHinge, kLinear, kSquare, kProbability };
