@@ -128,7 +128,7 @@ compat: .venv/installed
 
 clean:
 	rm -rf .venv build dist *.egg-info genkern_host*.so genkern/*.so genkern/_build.json
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks demo_output chapter_output docs/_build
+	rm -rf .hypothesis .pytest_cache .mypy_cache .ruff_cache .benchmarks demo_output chapter_output docs/_build
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 # --- set-up -------------------------------------------------------------------------------------
