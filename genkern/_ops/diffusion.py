@@ -172,7 +172,7 @@ def _noise_loss_backward_reference(
     difference, weight, (target_x0, target_noise, _) = _noise_loss_parts(
         pred, x0, key, noise, coefficients, t, sample_weight
     )
-    along = spread(wide(grad), pred, reduction) * (2.0 * weight * difference)
+    along = spread(wide(grad), pred, reduction) * (2.0 * weight) * difference
     fakes = masked_fake((pred, x0, noise), output_mask, pred)
     return masked((along, -target_x0 * along, -target_noise * along), fakes, output_mask)
 
