@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,16 @@ class Table:
         ]
         lines += ["| " + " | ".join(row).replace("\n", "<br>") + " |" for row in self.rows]
         return "\n".join(lines)
+
+
+def show(tables: Iterable[Table], markdown: bool, width: int) -> None:
+    """Prints tables: in Markdown, or for the terminal; `width` is that of a file."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else width)
+    for table in tables:
+        if markdown:
+            print(table.markdown() + "\n")
+        else:
+            table.print(console)
 
 
 def seconds(value: float) -> str:

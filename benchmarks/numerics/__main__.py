@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
 from benchmarks import environment
 from benchmarks.numerics import bits, errors, special
 from benchmarks.numerics.sweep import SWEEPS, operators
-from benchmarks.report import Table
+from benchmarks.report import Table, show
 
 _PARTS = ("errors", "kl", "bits", "large")
 _LARGE = 10**9
@@ -188,12 +186,7 @@ def main() -> None:
         results[part] = _measure(part, arguments.quick)
         if file:
             file.write_text(json.dumps(results, indent=1) + "\n")
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    for table in tables(results):
-        if arguments.markdown:
-            print(table.markdown() + "\n")
-        else:
-            table.print(console)
+    show(tables(results), arguments.markdown, 160)
 
 
 if __name__ == "__main__":

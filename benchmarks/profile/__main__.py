@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from benchmarks import environment
 from benchmarks.profile import clock, dtypes, instructions, latency, scaling, sizes, vectorised
+from benchmarks.report import show
 
 PARTS: dict[str, ModuleType] = {
     "instructions": instructions,
@@ -59,16 +60,12 @@ def _measured(name: str, quick: bool, progress: Progress) -> dict[str, Any]:
     return {"environment": facts, "load average after": clock.load(), "found": found}
 
 
-def _print(name: str, part: dict[str, Any], console: Console, markdown: bool) -> None:
+def _print(name: str, part: dict[str, Any], markdown: bool) -> None:
     found = part["found"]
     if "skipped" in found:
-        console.print(f"{name}: skipped, {found['skipped']}", markup=False)
-        return
-    for table in PARTS[name].tables(found):
-        if markdown:
-            print(f"{table.markdown()}\n")
-        else:
-            table.print(console)
+        print(f"{name}: skipped, {found['skipped']}")
+    else:
+        show(PARTS[name].tables(found), markdown, 210)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,9 +83,8 @@ def main(argv: list[str] | None = None) -> int:
             torch.set_num_threads(threads)
             results[name] = _measured(name, args.quick, progress)
     torch.set_num_threads(threads)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 210)
     for name, part in results.items():
-        _print(name, part, console, args.markdown)
+        _print(name, part, args.markdown)
     if file is not None:
         kept = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps(kept | results, indent=1) + "\n")

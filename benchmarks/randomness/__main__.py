@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
 from benchmarks import environment
 from benchmarks.randomness import battery, independence, normals
 from benchmarks.randomness.streams import STREAMS
-from benchmarks.report import Table
+from benchmarks.report import Table, show
 from genkern import random
 
 _EPILOG = """\
@@ -167,12 +166,7 @@ def main() -> None:
     results |= measure(arguments.quick, arguments.scale or (1 if arguments.quick else 4))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    for table in tables(results):
-        if arguments.markdown:
-            print(table.markdown() + "\n")
-        else:
-            table.print(console)
+    show(tables(results), arguments.markdown, 120)
 
 
 if __name__ == "__main__":
