@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.fuzz import calls, compare, machine
 from benchmarks.fuzz.hostile import Hostile
 from genkern import gan, vae
 from genkern._native import unavailable_reason
+from genkern._ops.elements import REDUCTIONS
 from genkern._ops.op import OPS
 
 pytestmark = pytest.mark.skipif(
@@ -61,6 +63,23 @@ def test_a_wrong_result_is_found():
     assert "strides" in compare.problem(op, args, right.T.contiguous().T, right)
 
 
+def test_a_mean_is_infinite_only_where_its_sum_is():
+    """float32 partial sums overflow, in an order of their own; what is finite has to be right."""
+    op, infinite = OPS["gaussian_nll"], torch.tensor(math.inf)
+    for size, allowed in ((1.5e19, False), (2.5e19, True)):  # sums of 2.3e38 and 6.3e38
+        args = torch.full((2,), size), torch.zeros(2), None, 1.0, 0.0, 0.0, REDUCTIONS["mean"]
+        right = torch.tensor(size * size / 2)
+        assert compare.problem(op, args, right, right) is None
+        assert (compare.problem(op, args, right, infinite) is None) == allowed
+        assert (compare.problem(op, args, infinite, right) is None) == allowed
+        wrong = right * (1 + 32 * torch.finfo(torch.float32).eps)
+        for other in (right, infinite) if allowed else (right,):
+            assert "native is off" in compare.problem(op, args, wrong, other)
+    # One that is not reduced has no terms to overflow.
+    args = torch.full((2,), 2.5e19), torch.zeros(2), None, 1.0, 0.0, 0.0, REDUCTIONS["none"]
+    assert "at (0,)" in compare.problem(op, args, infinite.repeat(2), right.repeat(2))
+
+
 def test_a_fault_is_reported_with_its_call(monkeypatch):
     monkeypatch.setitem(calls.CALLS, "gan.r1_penalty", _unequal)
     with pytest.raises(AssertionError), warnings.catch_warnings():
@@ -84,6 +103,14 @@ def test_a_clamped_logvar_has_no_gradient_where_the_kl_is_infinite():
     loss = vae.kl(mu, logvar, 0.0, -100.0, logvar_clamp=(-1.0, 1.0), reduction="sum")
     (grad,) = torch.autograd.grad(loss, logvar)
     assert grad.tolist() == [0.0, float("inf"), 0.0]
+
+
+def test_free_bits_have_no_gradient_where_the_upstream_gradient_is_infinite():
+    """As above, below the floor."""
+    mu = torch.tensor([0.0, 2.0], requires_grad=True)
+    loss = vae.kl(mu, torch.zeros(2), free_bits=0.1, reduction="none")
+    (grad,) = torch.autograd.grad(loss, mu, torch.full((2,), float("inf")))
+    assert grad.tolist() == [0.0, float("inf")]
 
 
 def _shrunk(x: torch.Tensor) -> torch.Tensor:
