@@ -10,6 +10,7 @@ import torch
 from hypothesis import Phase
 from public_calls import CALLS as PUBLIC
 
+import genkern
 from benchmarks.fuzz import calls, compare, machine
 from benchmarks.fuzz.hostile import Hostile
 from genkern import gan, vae
@@ -111,6 +112,25 @@ def test_free_bits_have_no_gradient_where_the_upstream_gradient_is_infinite():
     loss = vae.kl(mu, torch.zeros(2), free_bits=0.1, reduction="none")
     (grad,) = torch.autograd.grad(loss, mu, torch.full((2,), float("inf")))
     assert grad.tolist() == [0.0, float("inf")]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_guidance_factor_multiplies_an_unguided_prediction(backend):
+    """It was left out where there was nothing to guide by."""
+    x, pred, factor = torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0.5, 3.0])
+    rows = torch.tensor([[0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]])
+    step = (x, pred, None, None, None, None, rows, None, factor, None, 1.0, -math.inf, math.inf)
+    with genkern.use_backend(backend):
+        assert OPS["sampler_step"](*step).tolist() == [[0.5], [3.0]]
+        threshold = OPS["dynamic_threshold"](x, pred, None, rows, None, factor, 1.0, 0.5, 9.0)
+    assert threshold.tolist() == [1.0, 3.0]
+
+
+def test_a_gradient_of_integers_is_refused():
+    """It came as float32."""
+    x = torch.zeros(2, 3)
+    with pytest.raises(RuntimeError, match="expected float32, float64, bfloat16 or float16"):
+        OPS["interpolate_backward"](x, x, x.int(), torch.zeros(2, dtype=torch.int64), None, 3)
 
 
 def _shrunk(x: torch.Tensor) -> torch.Tensor:
