@@ -115,6 +115,38 @@ def test_free_bits_have_no_gradient_where_the_upstream_gradient_is_infinite():
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_gradient_does_not_overflow_before_its_small_factor(backend):
+    """The bound's derivative, 1e39, is beyond float32; a thousandth of it is not."""
+    pred, zeros = torch.tensor([[1e37]]), torch.zeros(1, 1)
+    rows = torch.tensor([[0.0, 0.0, 10.0, 1.0, 0.0, 0.0, 0.0, 0.0]])  # d = 10 pred, KL = d^2 / 2
+    options = -math.inf, math.inf, 1.0, 0.0, False, REDUCTIONS["none"], 1
+    with genkern.use_backend(backend):
+        grad, _ = OPS["vlb_backward"](
+            torch.tensor([[1e-3]]), pred, None, zeros, None, zeros, rows, None, *options
+        )
+    assert grad.item() == pytest.approx(1e36)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_half_a_square_does_not_overflow_before_its_half(backend):
+    with genkern.use_backend(backend):
+        value = vae.gaussian_nll(torch.tensor([2e19]), torch.zeros(1), reduction="sum")
+    assert value.item() == pytest.approx(2e38)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_equal_numbers_deviate_by_nothing(backend):
+    """The mean of 5000 equal numbers is rounded, and each deviated from it."""
+    with genkern.use_backend(backend):
+        factor = OPS["guidance_factor"](torch.full((1, 5000), 2.9346), _ramp(), 3.0, 1.0)
+    assert factor.item() == 0.0
+
+
+def _ramp() -> torch.Tensor:
+    return torch.linspace(-1.0, 1.0, 5000)[None]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
 def test_a_guidance_factor_multiplies_an_unguided_prediction(backend):
     """It was left out where there was nothing to guide by."""
     x, pred, factor = torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0.5, 3.0])
