@@ -44,27 +44,29 @@ void visit(Type type, const F& f) {
 
 // Not inlined: long, and called once a chunk from every variant of every kernel.
 template <class T>
-__attribute__((noinline)) void fill_normal(Key key, uint64_t first, int64_t n, T* out) {
-  fill<Normal>(key, first, n, out);
+__attribute__((noinline)) void fill_normal(Key key, uint64_t first, int64_t n, T* out,
+                                           Ahead& ahead) {
+  fill<Normal>(key, first, n, out, ahead);
 }
 template <class T>
-__attribute__((noinline)) void fill_uniform(Key key, uint64_t first, int64_t n, T* out) {
-  fill<Uniform>(key, first, n, out);
+__attribute__((noinline)) void fill_uniform(Key key, uint64_t first, int64_t n, T* out,
+                                            Ahead& ahead) {
+  fill<Uniform>(key, first, n, out, ahead);
 }
 
 // Noise of elements start .. start + n - 1 of the logical shape, for one of `draws` draws.
 template <class T>
 void fill_noise(const Keys& keys, int64_t samples, int64_t size, int64_t draw, int64_t start,
-                int64_t n, T* out) {
+                int64_t n, T* out, Ahead ahead) {
   if (!keys.per_sample) {
-    fill_normal(*keys.data, static_cast<uint64_t>(draw * size + start), n, out);
+    fill_normal(*keys.data, static_cast<uint64_t>(draw * size + start), n, out, ahead);
     return;
   }
   const int64_t length = size / samples;
   while (n > 0) {
     const int64_t sample = start / length, within = start % length;
     const int64_t run = length - within < n ? length - within : n;
-    fill_normal(keys.data[sample], static_cast<uint64_t>(draw * length + within), run, out);
+    fill_normal(keys.data[sample], static_cast<uint64_t>(draw * length + within), run, out, ahead);
     start += run;
     out += run;
     n -= run;

@@ -14,6 +14,7 @@
 
 #include "cpu/convert.h"
 #include "cpu/kernels.h"
+#include "cpu/noise.h"
 
 namespace genkern::GENKERN_CAPABILITY {
 
@@ -167,13 +168,11 @@ class Access {
 
   explicit operator bool() const { return data_ != nullptr; }
 
-  // Asks for the chunk's lines, where they are in a row: they arrive while noise is computed.
-  void prefetch(int64_t start, int64_t n, int64_t draw = 0) const {
+  // The chunk is needed soon, where its lines are in a row.
+  void soon(int64_t start, int64_t n, Ahead& ahead, int64_t draw = 0) const {
     const int64_t size = static_cast<int64_t>(direct_ ? sizeof(T) : sizeof(S));
     const int64_t offset = dims_->contiguous(index_, start, n);
-    if (offset < 0) return;
-    const char* at = data_ + (offset + draw * draw_stride_) * size;
-    for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(at + i);
+    if (offset >= 0 && !streaming_) ahead.add(data_ + (offset + draw * draw_stride_) * size, size);
   }
 
   // The chunk's values: in place, or in the buffer.
@@ -223,6 +222,11 @@ class Access {
     dims_->runs(index_, start, n,
                 [&](int64_t offset, int64_t done, int64_t length, int64_t stride) {
                   if (stride == 1) {
+                    // As a rule the next chunk follows. Tensors are converted one after the other,
+                    // in stretches too short for a processor to foresee.
+                    const char* next = reinterpret_cast<const char*>(in + offset + length);
+                    const int64_t bytes = length * static_cast<int64_t>(sizeof(In));
+                    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
                     load_dense(in + offset, length, buffer + done);
                   } else if (stride == 0) {
                     const T value = load(in[offset]);

@@ -23,6 +23,9 @@ struct Lanes {
   static constexpr int kBlocks = 8, kFloats = 16;
   // Ten rounds are one chain of dependent multiplications; batches in flight hide their latency.
   static constexpr int kUnroll = 4;
+  // Philox for the next words beside Box and Muller for these: they use other execution units.
+  // There are registers for both.
+  static constexpr bool kOverlap = true;
 
   static Wide order() { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
   static Wide wide(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
@@ -71,6 +74,7 @@ struct Lanes {
   static constexpr int kBlocks = 4, kFloats = 8;
   // Four batches do not fit the sixteen registers, and are faster than two that do.
   static constexpr int kUnroll = 4;
+  static constexpr bool kOverlap = false;
 
   static Wide order() { return _mm256_setr_epi64x(0, 2, 1, 3); }
   static Wide wide(uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
@@ -203,6 +207,7 @@ using genkern::exp;
 using genkern::expm1;
 using genkern::madd;
 using genkern::magnitude;
+using genkern::root_exp;
 using genkern::root_expm1;
 using genkern::select_less;
 
@@ -227,6 +232,7 @@ GENKERN_HD Floats magnitude(Floats x) {
   return FloatsLanes::as_float(FloatsLanes::as_uint(x) & 0x7fffffffu);
 }
 GENKERN_HD Floats exp(Floats x) { return exp_single<FloatsLanes>(x); }
+GENKERN_HD Floats root_exp(Floats x) { return reduced_root<FloatsLanes>(x).value; }
 GENKERN_HD RootExpm1<Floats> root_expm1(Floats x) { return root_expm1_single<FloatsLanes>(x); }
 GENKERN_HD Expm1<Floats> expm1(Floats x) { return root_expm1(x).expm1; }
 

@@ -11,6 +11,32 @@
 
 namespace genkern::GENKERN_CAPABILITY {
 
+// Memory that is needed right after some numbers, asked for while they are computed: a few lines
+// with each batch, since a processor waits once some twenty are on their way.
+class Ahead {
+ public:
+  static constexpr int kMost = 8;
+
+  // `bytes` for each of the numbers.
+  void add(const char* at, int64_t bytes) { ranges_[count_++] = {at, at, bytes}; }
+
+  void advance(int64_t numbers) {
+    for (int i = 0; i < count_; ++i) {
+      Range& range = ranges_[i];
+      range.end += numbers * range.bytes;
+      for (; range.at < range.end; range.at += 64) __builtin_prefetch(range.at);
+    }
+  }
+
+ private:
+  struct Range {
+    const char *at, *end;
+    int64_t bytes;
+  };
+  Range ranges_[kMost];
+  int count_ = 0;
+};
+
 struct Normal {
   static void block(Words b, float* out) {
     const Normals n = normal4(b);
@@ -124,21 +150,28 @@ class Philox {
   uint32_t second_, third_;
 };
 
-template <class Kind, int N>
-GENKERN_HD void batches(const Philox& philox, Lanes::Wide& products, float* out) {
+// The words of N batches of blocks, and the numbers they become.
+template <int N>
+struct Batches {
   using L = PackLanes<Lanes, N>;
+  static constexpr int kBlocks = N * Lanes::kBlocks;
   typename L::U x, y;
-  typename L::F a, b;
-  philox(products, x.v, y.v);
-  Kind::template pairs<L>(x, y, a, b);
-  for (int i = 0; i < N; ++i) Lanes::interleave(a.v[i], b.v[i], out + i * 4 * Lanes::kBlocks);
-}
+
+  GENKERN_HD Batches(const Philox& philox, Lanes::Wide& products) { philox(products, x.v, y.v); }
+  template <class Kind>
+  GENKERN_HD void write(float* out) const {
+    typename L::F a, b;
+    Kind::template pairs<L>(x, y, a, b);
+    for (int i = 0; i < N; ++i) Lanes::interleave(a.v[i], b.v[i], out + i * 4 * Lanes::kBlocks);
+  }
+};
 
 #endif
 
 // Whole blocks: blocks first .. first + count - 1 of the stream.
 template <class Kind, class T>
-inline void fill_blocks(Key key, uint64_t first, int64_t count, T* out) {
+inline void fill_blocks(Key key, uint64_t first, int64_t count, T* out,
+                        [[maybe_unused]] Ahead& ahead) {
   constexpr int kNumbers = sizeof(T) == 8 ? 2 : 4;
 #if defined(GENKERN_VECTORS)
   if constexpr (sizeof(T) == 4) {
@@ -149,17 +182,32 @@ inline void fill_blocks(Key key, uint64_t first, int64_t count, T* out) {
       const int64_t run = std::min<int64_t>(count, (int64_t{1} << 32) - low);
       const Philox philox(key, static_cast<uint32_t>(n >> 32));
       Lanes::Wide products = Philox::first_products(low);
-      constexpr int kLarge = Lanes::kUnroll * Lanes::kBlocks;
+      using Few = Batches<1>;
+      using Many = Batches<Lanes::kUnroll>;
       int64_t i = 0;
-      for (; i + kLarge <= run; i += kLarge) {
-        batches<Kind, Lanes::kUnroll>(philox, products, out + 4 * i);
+      if (Lanes::kOverlap && run >= Many::kBlocks) {
+        ahead.advance(4 * Many::kBlocks);
+        Many words(philox, products);
+        for (; i + 2 * Many::kBlocks <= run; i += Many::kBlocks) {
+          ahead.advance(4 * Many::kBlocks);
+          const Many next(philox, products);
+          words.template write<Kind>(out + 4 * i);
+          words = next;
+        }
+        words.template write<Kind>(out + 4 * i);
+        i += Many::kBlocks;
       }
-      for (; i + Lanes::kBlocks <= run; i += Lanes::kBlocks) {
-        batches<Kind, 1>(philox, products, out + 4 * i);
+      for (; i + Many::kBlocks <= run; i += Many::kBlocks) {
+        ahead.advance(4 * Many::kBlocks);
+        Many(philox, products).template write<Kind>(out + 4 * i);
+      }
+      for (; i + Few::kBlocks <= run; i += Few::kBlocks) {
+        ahead.advance(4 * Few::kBlocks);
+        Few(philox, products).template write<Kind>(out + 4 * i);
       }
       if (i < run) {
-        float rest[4 * Lanes::kBlocks];
-        batches<Kind, 1>(philox, products, rest);
+        float rest[4 * Few::kBlocks];
+        Few(philox, products).template write<Kind>(rest);
         std::copy_n(rest, 4 * (run - i), out + 4 * i);
       }
       first += static_cast<uint64_t>(run);
@@ -176,7 +224,7 @@ inline void fill_blocks(Key key, uint64_t first, int64_t count, T* out) {
 
 // Numbers first .. first + count - 1 of the stream.
 template <class Kind, class T>
-inline void fill(Key key, uint64_t first, int64_t count, T* out) {
+inline void fill(Key key, uint64_t first, int64_t count, T* out, Ahead& ahead) {
   constexpr uint64_t kNumbers = sizeof(T) == 8 ? 2 : 4;
   T block[kNumbers];
   if (const uint64_t skip = first % kNumbers; skip != 0 && count > 0) {
@@ -188,7 +236,7 @@ inline void fill(Key key, uint64_t first, int64_t count, T* out) {
     count -= n;
   }
   const int64_t whole = count / static_cast<int64_t>(kNumbers);
-  fill_blocks<Kind>(key, first / kNumbers, whole, out);
+  fill_blocks<Kind>(key, first / kNumbers, whole, out, ahead);
   const int64_t done = whole * static_cast<int64_t>(kNumbers);
   if (done < count) {
     Kind::block(philox_block(key, first / kNumbers + static_cast<uint64_t>(whole)), block);

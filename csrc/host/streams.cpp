@@ -6,7 +6,8 @@ namespace genkern::GENKERN_CAPABILITY {
 
 template <class Kind, class T>
 void first_numbers(Key key, int64_t count, T* out) {
-  fill<Kind>(key, 0, count, out);
+  Ahead none;
+  fill<Kind>(key, 0, count, out, none);
 }
 
 Streams streams() {

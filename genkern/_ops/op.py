@@ -153,7 +153,7 @@ class _FunctorchFunction(torch.autograd.Function):
 _eager = super(torch.autograd.Function, _EagerFunction).apply
 _forming = super(torch.autograd.Function, _FormingFunction).apply
 
-_FORMING = (torch.float32, torch.float64)
+_FORMING = (torch.float32, torch.float64, torch.bfloat16)
 
 # Looked up once: a small call is made of little else.
 _compiling = torch.compiler.is_compiling
@@ -192,8 +192,9 @@ class Op:
         forming: For a loss: an operator of the same arguments that returns the loss and the
             gradients of the first arguments for an upstream gradient of 1. Plain eager uses it on
             a CPU, where drawing noise a second time, or a second call, costs more than a pass over
-            memory, in float32 and float64: a narrower dtype would round the gradient before it is
-            scaled.
+            memory, except in float16, whose range does not hold a gradient before it is scaled.
+            bfloat16 rounds it once more where the upstream gradient is not 1: PyTorch's own lines
+            round more often.
     """
 
     def __init__(

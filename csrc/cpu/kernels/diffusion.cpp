@@ -76,10 +76,11 @@ template <class S, class T, int N>
 const T* noise_of(const Call& call, const Keys& keys, const Tensors<S, N>& a, int noise,
                   std::initializer_list<int> ahead, const Unit& unit, T* buffer) {
   if (!keys.data) return a[noise] ? a[noise].read(unit.start, unit.n, buffer) : nullptr;
+  Ahead soon;
   for (int tensor : ahead) {
-    if (a[tensor]) a[tensor].prefetch(unit.start, unit.n);
+    if (a[tensor]) a[tensor].soon(unit.start, unit.n, soon);
   }
-  fill_noise(keys, call.shape.samples, total(call.shape), 0, unit.start, unit.n, buffer);
+  fill_noise(keys, call.shape.samples, total(call.shape), 0, unit.start, unit.n, buffer, soon);
   return buffer;
 }
 

@@ -23,8 +23,9 @@ void numbers(const Numbers& call) {
         const Key key = call.keys.data[call.keys.per_sample ? sample : 0];
         T* direct = buffer;
         if constexpr (sizeof(S) == sizeof(T)) direct = streaming ? buffer : to;
+        Ahead ahead;
         (call.normal ? fill_normal<T> : fill_uniform<T>)(key, static_cast<uint64_t>(start), n,
-                                                         direct);
+                                                         direct, ahead);
         if (direct != buffer) continue;
         if constexpr (sizeof(S) == sizeof(T)) {
           stream(buffer, to, n * static_cast<int64_t>(sizeof(S)));

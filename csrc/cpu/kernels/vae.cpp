@@ -138,9 +138,10 @@ void posterior_typed(const Posterior& call) {
         T* z = z_;
         if constexpr (kDraw) {
           if (call.keys.data) {
-            a[kMu].prefetch(start, n);
-            a[kLogvar].prefetch(start, n);
-            fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
+            Ahead ahead;
+            a[kMu].soon(start, n, ahead);
+            a[kLogvar].soon(start, n, ahead);
+            fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_, ahead);
           } else {
             eps = a[kNoise].read(start, n, eps_, draw);
           }
@@ -305,10 +306,11 @@ void posterior_backward_typed(const Posterior& call) {
             for (int64_t draw = 0; draw < call.draws; ++draw) {
               gz = a[kGradZ].read(start, n, gz_, draw);
               if (draws && call.keys.data) {
-                if (kKl) a[kMu].prefetch(start, n);
-                a[kLogvar].prefetch(start, n);
-                a[kGradZ].prefetch(start, n, draw);
-                fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_);
+                Ahead ahead;
+                if (kKl) a[kMu].soon(start, n, ahead);
+                a[kLogvar].soon(start, n, ahead);
+                a[kGradZ].soon(start, n, ahead, draw);
+                fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_, ahead);
               } else if (draws) {
                 eps = a[kNoise].read(start, n, eps_, draw);
               }

@@ -73,43 +73,46 @@ GENKERN_HD float ratio(float a, float b) {
 }
 #endif
 
-// e^x = 2^n (1 + q), q = e^r - 1 = r + w r, |r| <= ln(2) / 2.
+// e^(x/2) = 2^n (1 + q), q = e^r - 1 = r + w r, |r| <= ln(2) / 2. r and q are kept doubled, which
+// saves the halving of x; no bit of the result depends on it.
 template <class F>
-struct ReducedExp {
+struct ReducedRoot {
   F x;  // at most what makes 2^n infinite
-  F n, r, w, q;
+  F n, r2, w, q2;
   F value;
 };
 
-// e^x within 1.5 ulp, with overflow to infinity and NaN kept; below 2^-125 it is 0. L: the lanes of
-// F, see normal.h.
+// e^(x/2) within 1.5 ulp, with overflow to infinity and NaN kept; below 2^-125 it is 0. L: the
+// lanes of F, see normal.h.
 template <class L, class F = typename L::F>
-GENKERN_HD ReducedExp<F> reduced_exp(F argument) {
+GENKERN_HD ReducedRoot<F> reduced_root(F argument) {
   const auto c = [](float f) { return L::broadcast(f); };
   // Beyond these the result is 0 or infinite all the same; the bounds keep n in [-126, 128].
-  const F x = at_most(argument, c(89.0f));
-  const F y = at_least(x, c(-87.5f));
-  // n = round(y / ln 2) by the 1.5 * 2^23 trick, with 126 added; ln 2 in two parts (Cody and
+  const F x = at_most(argument, c(178.0f));
+  const F y = at_least(x, c(-175.0f));
+  // n = round(y / (2 ln 2)) by the 1.5 * 2^23 trick, with 126 added; 2 ln 2 in two parts (Cody and
   // Waite), the first with 15 significant bits so that n times it is exact.
-  const F shifted = madd(y, c(0x1.715476p+0f), c(12582912.0f + 126.0f));
+  const F shifted = madd(y, c(0x1.715476p-1f), c(12582912.0f + 126.0f));
   const F n = shifted - c(12582912.0f + 126.0f);
-  const F r = madd(n, c(-0x1.7f7d1cp-20f), madd(n, c(-0x1.62e4p-1f), y));
-  // (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, exact at 0, minimax relative to e^r: 0.07 * 2^-24.
-  F p = c(0.0013863786589354277f);
-  p = madd(p, r, c(0.008367476053535938f));
-  p = madd(p, r, c(0.041667237877845764f));
-  p = madd(p, r, c(0.16666534543037415f));
-  p = madd(p, r, c(0.5f));
-  const F w = p * r;
-  const F q = madd(w, r, r);
+  const F r2 = madd(n, c(-0x1.7f7d1cp-19f), madd(n, c(-0x1.62e4p+0f), y));
+  // w r2 / 2 = e^r - 1 - r. (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2, exact at 0, minimax relative
+  // to e^r (0.07 * 2^-24): 0.5 + 0.16666534543037415 r + 0.041667237877845764 r^2 + ..., here in 2
+  // r and halved, by powers of two.
+  F p = c(0.0013863786589354277f * 0x1p-5f);
+  p = madd(p, r2, c(0.008367476053535938f * 0x1p-4f));
+  p = madd(p, r2, c(0.041667237877845764f * 0x1p-3f));
+  p = madd(p, r2, c(0.16666534543037415f * 0x1p-2f));
+  p = madd(p, r2, c(0.5f * 0x1p-1f));
+  const F w = p * r2;
+  const F q2 = madd(w, r2, r2);
   // By 2 and 2^(n-1), which the exponent field holds up to n = 128; it is 0 at n = -126. Shifted
   // left, all that stays of `shifted` is n + 126.
-  const F value = madd(q, c(2.0f), c(2.0f)) * L::as_float(L::as_uint(shifted) << 23);
-  return {x, n, r, w, q, value};
+  const F value = (q2 + c(2.0f)) * L::as_float(L::as_uint(shifted) << 23);
+  return {x, n, r2, w, q2, value};
 }
 template <class L, class F = typename L::F>
 GENKERN_HD F exp_single(F x) {
-  return reduced_exp<L>(x).value;
+  return reduced_root<L>(x + x).value;
 }
 GENKERN_HD float exp(float x) {
 #if defined(__CUDA_ARCH__)
@@ -119,6 +122,18 @@ GENKERN_HD float exp(float x) {
 #endif
 }
 GENKERN_HD double exp(double x) { return ::exp(x); }
+
+// e^(x/2).
+template <class T>
+GENKERN_HD T root_exp(T x) {
+  return exp(T(0.5f) * x);
+}
+#if !defined(__CUDA_ARCH__)
+template <>
+GENKERN_HD float root_exp(float x) {
+  return reduced_root<ScalarLanes>(x).value;
+}
+#endif
 
 // Largest x whose e^x, and whose square root's square, is finite.
 template <class T>
@@ -188,7 +203,7 @@ struct RootExpm1 {
 };
 template <class T>
 GENKERN_HD RootExpm1<T> root_expm1(T x) {
-  const T root = exp(T(0.5f) * x);
+  const T root = root_exp(x);
   return {root, expm1(x, root * root)};
 }
 // Where n = 0, x = 2 r: e^x - 1 = 2 q + q^2, and less x that is 2 w r + q^2, a sum of what is not
@@ -196,11 +211,12 @@ GENKERN_HD RootExpm1<T> root_expm1(T x) {
 template <class L, class F = typename L::F>
 GENKERN_HD RootExpm1<F> root_expm1_single(F x) {
   const auto c = [](float f) { return L::broadcast(f); };
-  const ReducedExp<F> e = reduced_exp<L>(c(0.5f) * x);
-  const F size = magnitude(e.n), half = c(0.5f), top = madd(c(-2.0f), e.x, c(-1.0f));
+  const ReducedRoot<F> e = reduced_root<L>(x);
+  const F q = c(0.5f) * e.q2;
+  const F size = magnitude(e.n), half = c(0.5f), top = c(-1.0f) - e.x;
   return {e.value,
-          {select_less(size, half, madd(e.q, e.q, e.q + e.q), madd(e.value, e.value, c(-1.0f))),
-           select_less(size, half, madd(e.w + e.w, e.r, e.q * e.q), madd(e.value, e.value, top))}};
+          {select_less(size, half, madd(q, q, e.q2), madd(e.value, e.value, c(-1.0f))),
+           select_less(size, half, madd(e.w, e.r2, q * q), madd(e.value, e.value, top))}};
 }
 #if !defined(__CUDA_ARCH__)
 template <>
@@ -213,8 +229,8 @@ GENKERN_HD Expm1<float> expm1(float x) {
 }
 #endif
 
-// The exponential that an operator takes, as a type: of x, of a multiple of x, of that but never
-// infinite, so that 0 times it is 0, and less what cancels.
+// The exponential that an operator takes, as a type: of x, of a multiple of x, of half of x, of a
+// multiple but never infinite, so that 0 times it is 0, and less what cancels.
 struct FullExp {
   template <class T>
   static GENKERN_HD T of(T x) {
@@ -223,6 +239,10 @@ struct FullExp {
   template <class T>
   static GENKERN_HD T of(float factor, T x) {
     return exp(T(factor) * x);
+  }
+  template <class T>
+  static GENKERN_HD T root(T x) {
+    return root_exp(x);
   }
   template <class T>
   static GENKERN_HD T saturated(float factor, T x) {
@@ -238,6 +258,7 @@ struct FullExp {
 struct HalfExp {
   static GENKERN_HD float of(float x) { return of(1.0f, x); }
   static GENKERN_HD float of(float factor, float x) { return power_of_two(x * (factor * kLog2E)); }
+  static GENKERN_HD float root(float x) { return of(0.5f, x); }
   static GENKERN_HD float saturated(float factor, float x) {
     return power_of_two(at_most(x * (factor * kLog2E), 127.0f));
   }

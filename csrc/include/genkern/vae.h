@@ -23,7 +23,7 @@ struct LogvarClamp {
 // z = mu + e^(l / 2) eps: Kingma and Welling, arXiv:1312.6114, section 2.4.
 template <class Exp = FullExp, class T>
 GENKERN_HD T standard_deviation(T l) {
-  return Exp::of(0.5f, l);
+  return Exp::root(l);
 }
 template <class T>
 GENKERN_HD T reparameterise(T mu, T sigma, T eps) {
