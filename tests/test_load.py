@@ -78,6 +78,7 @@ class Noised(Dataset):
         return diffusion.q_sample(torch.ones(40000), 20, SCHEDULE, key=fold_in(key(1), index))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_data_loader_workers(start):

@@ -23,6 +23,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 #include "cpu/ops.h"
 
 namespace genkern {
@@ -113,13 +114,38 @@ inline Tensor with_large_pages(Tensor x) {
   return x;
 }
 
-// torch::stable's factories look an operator up by name in each call; this one does not.
+// Of PyTorch 2.11; null before.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
+    int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* out, int32_t layout,
+    const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
+    void (*deleter)(void* data, void* context), void* context);
+
+// A dense tensor. torch::stable's factories look an operator up by name in each call; this one does
+// not.
 inline Tensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides,
                             int32_t dtype) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  return with_large_pages(Tensor(handle));
+  const int32_t cpu = aoti_torch_device_type_cpu();
+  int64_t bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
+  bool countable = true;
+  for (int64_t d = 0; d < dims; ++d) {
+    countable = countable && !__builtin_mul_overflow(bytes, sizes[d], &bytes);
+  }
+  const bool large = countable && bytes >= kLargeBytes;
+  void* const block = large && torch_from_blob ? take_block(bytes) : nullptr;
+  if (block == nullptr) {
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(dims, sizes, strides, dtype, cpu, 0, &handle));
+    return with_large_pages(Tensor(handle));
+  }
+  const auto free = [](void* data, void* size) {
+    give_block(data, static_cast<int64_t>(reinterpret_cast<intptr_t>(size)));
+  };
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(block, dims, sizes, strides, 0, dtype, cpu, -1,
+                                                &handle, aoti_torch_layout_strided(), nullptr, 0,
+                                                free, reinterpret_cast<void*>(bytes)));
+  return Tensor(handle);
 }
 
 inline int32_t dtype_code(ScalarType dtype) {

@@ -78,10 +78,9 @@ void fill_noise(const Keys& keys, int64_t samples, int64_t size, int64_t draw, i
 template <class S, int kCount>
 class Tensors {
  public:
-  Tensors(const Call& call, const View* const (&views)[kCount], bool reorder, int first_output,
-          int64_t stream_bytes = kStreamBytes)
+  Tensors(const Call& call, const View* const (&views)[kCount], bool reorder, int first_output)
       : dims_(call.shape, present_, select(views), reorder, whole_samples(call)) {
-    const bool streaming = total(call.shape) * static_cast<int64_t>(sizeof(S)) >= stream_bytes;
+    const bool streaming = total(call.shape) * static_cast<int64_t>(sizeof(S)) >= kStreamBytes;
     int index = 0;
     for (int v = 0; v < kCount; ++v) {
       if (!is_present(*views[v])) continue;

@@ -87,10 +87,6 @@ enum PosteriorTensor {
   kPosteriorTensors
 };
 
-// Measured on 4M elements: two gradients that bypass the caches beside four inputs take a sixth
-// more time than two that do not; from this size on, less.
-constexpr int64_t kPosteriorStreamBytes = int64_t{32} << 20;
-
 template <class S>
 Tensors<S, kPosteriorTensors> posterior_tensors(const Posterior& call) {
   return {call,
@@ -99,8 +95,7 @@ Tensors<S, kPosteriorTensors> posterior_tensors(const Posterior& call) {
            &call.grad_prior_logvar, &call.grad_noise},
           // Noise from a key numbers the elements in their logical order.
           call.keys.data == nullptr,
-          kZ,
-          kPosteriorStreamBytes};
+          kZ};
 }
 
 template <class T>
