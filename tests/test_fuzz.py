@@ -204,3 +204,10 @@ def test_a_shape_beyond_all_numbers_is_refused():
 def test_weights_outside_0_and_1_are_compared_too():
     x = torch.tensor([[3.0], [-2.0]])
     assert gan.interpolate(x, x, noise=torch.tensor([-4.0, 7.0])).tolist() == [[3.0], [-2.0]]
+
+
+def test_no_samples_have_no_guidance_factors():
+    """The exact values asked for the size of a sample where there was none."""
+    x = torch.zeros(0, 3)
+    op, args = OPS["guidance_factor"], (x, x, 2.0, 0.7)
+    assert compare.problem(op, args, op(*args), op.reference(*args)) is None
