@@ -8,6 +8,7 @@ import importlib
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,10 @@ class Backend:
         kernel = self.kernel(op, args)
         return kernel if isinstance(kernel, str) else None
 
+    def cpu_operator(self, op: Op) -> torch._ops.OpOverload | None:
+        """An operator that is the kernel for every call on a CPU, for compiled code."""
+        return None
+
 
 class ReferenceBackend(Backend):
     """The operator's definition in PyTorch: any device, any shape."""
@@ -77,14 +82,30 @@ _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 )
 
 
+# Whether any thread may have chosen: compiled code is compiled once for each answer. The count is
+# never too small, even where a signal interrupts.
+_may_choose = _chosen.get() is not None
+_choices = int(_may_choose)
+_counting = threading.Lock()
+
+
+def _count_choices(difference: int) -> None:
+    global _choices, _may_choose
+    with _counting:
+        _choices += difference
+        _may_choose = _choices > 0
+
+
 @contextlib.contextmanager
 def choosing(name: str | None) -> Iterator[None]:
     """Sets the chosen backend in this context."""
+    _count_choices(1)
     token = _chosen.set(name)
     try:
         yield
     finally:
         _chosen.reset(token)
+        _count_choices(-1)
 
 
 class _EagerFunction(torch.autograd.Function):
@@ -240,13 +261,18 @@ class Op:
         # An operator with a gradient has its tensors first.
         self._tensors = [i for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
         self._saved = [i for i in self._tensors if saves is None or arguments[i].name in saves]
+        self._cpu_operator: Callable[..., Any] | None = None
         formed = 0 if forming is None else len(forming.overload._schema.returns) - 1
         self._constant = self._tensors[formed:]
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
         if _compiling() or _dispatch_modes():
-            return self.overload(*(_finite(args) if _exporting() else args))
+            if _exporting():
+                return self.overload(*_finite(args))
+            if _compiling() and self._goes_to_cpu(args) and self._has_cpu_operator():
+                return self._cpu_operator(*args)  # type: ignore[misc]
+            return self.overload(*args)
         if _functorch_level() is not None:
             if self._formula is None:
                 return self.overload(*args)
@@ -288,6 +314,31 @@ class Op:
             for a in tensors
             if isinstance(a, Tensor)
         )
+
+    # ---- in compiled code
+
+    def _goes_to_cpu(self, args: Args) -> bool:
+        """Whether compiled code can call a CPU's kernel without asking `_route` each time.
+
+        Where a gradient may be asked for, only `overload` has one.
+        """
+        if _may_choose or _grad_enabled():
+            return False
+        for i in self._tensors:
+            a = args[i]
+            if a is not None and not (type(a) in _PLAIN and a.device.type == "cpu"):
+                return False
+        return True
+
+    # Runs while code is compiled, which then finds the operator in the attribute.
+    def _has_cpu_operator(self) -> bool:
+        if _functorch_level() is not None:  # only `overload` has its rules
+            return False
+        self._cpu_operator = BACKENDS[0].cpu_operator(self)
+        return self._cpu_operator is not None
+
+    # What torch.compiler.assume_constant_result does, which imports the compiler, sympy and triton.
+    _has_cpu_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     # ---- choosing a backend
 
@@ -415,6 +466,9 @@ class WritingOp(Op):
                     yield Sample(f"{case.id}-in_place", (out, *case.args[1:], out))
 
         super().__init__(schema, reference=reference, fake=lambda *args: None, samples=samples)
+
+    def _goes_to_cpu(self, args: Args) -> bool:
+        return False  # `_route` does more than the kernel
 
     def _route(self, *args: Any) -> None:
         super()._route(*args)
