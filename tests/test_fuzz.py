@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from hypothesis import Phase
 from public_calls import CALLS as PUBLIC
 
+import genkern
 from benchmarks.fuzz import calls, compare, machine
 from benchmarks.fuzz.hostile import Hostile
 from genkern import gan, vae
 from genkern._native import unavailable_reason
+from genkern._ops.elements import REDUCTIONS
 from genkern._ops.op import OPS
 
 pytestmark = pytest.mark.skipif(
@@ -61,6 +64,23 @@ def test_a_wrong_result_is_found():
     assert "strides" in compare.problem(op, args, right.T.contiguous().T, right)
 
 
+def test_a_mean_is_infinite_only_where_its_sum_is():
+    """float32 partial sums overflow, in an order of their own; what is finite has to be right."""
+    op, infinite = OPS["gaussian_nll"], torch.tensor(math.inf)
+    for size, allowed in ((1.5e19, False), (2.5e19, True)):  # sums of 2.3e38 and 6.3e38
+        args = torch.full((2,), size), torch.zeros(2), None, 1.0, 0.0, 0.0, REDUCTIONS["mean"]
+        right = torch.tensor(size * size / 2)
+        assert compare.problem(op, args, right, right) is None
+        assert (compare.problem(op, args, right, infinite) is None) == allowed
+        assert (compare.problem(op, args, infinite, right) is None) == allowed
+        wrong = right * (1 + 32 * torch.finfo(torch.float32).eps)
+        for other in (right, infinite) if allowed else (right,):
+            assert "native is off" in compare.problem(op, args, wrong, other)
+    # One that is not reduced has no terms to overflow.
+    args = torch.full((2,), 2.5e19), torch.zeros(2), None, 1.0, 0.0, 0.0, REDUCTIONS["none"]
+    assert "at (0,)" in compare.problem(op, args, infinite.repeat(2), right.repeat(2))
+
+
 def test_a_fault_is_reported_with_its_call(monkeypatch):
     monkeypatch.setitem(calls.CALLS, "gan.r1_penalty", _unequal)
     with pytest.raises(AssertionError), warnings.catch_warnings():
@@ -84,6 +104,65 @@ def test_a_clamped_logvar_has_no_gradient_where_the_kl_is_infinite():
     loss = vae.kl(mu, logvar, 0.0, -100.0, logvar_clamp=(-1.0, 1.0), reduction="sum")
     (grad,) = torch.autograd.grad(loss, logvar)
     assert grad.tolist() == [0.0, float("inf"), 0.0]
+
+
+def test_free_bits_have_no_gradient_where_the_upstream_gradient_is_infinite():
+    """As above, below the floor."""
+    mu = torch.tensor([0.0, 2.0], requires_grad=True)
+    loss = vae.kl(mu, torch.zeros(2), free_bits=0.1, reduction="none")
+    (grad,) = torch.autograd.grad(loss, mu, torch.full((2,), float("inf")))
+    assert grad.tolist() == [0.0, float("inf")]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_gradient_does_not_overflow_before_its_small_factor(backend):
+    """The bound's derivative, 1e39, is beyond float32; a thousandth of it is not."""
+    pred, zeros = torch.tensor([[1e37]]), torch.zeros(1, 1)
+    rows = torch.tensor([[0.0, 0.0, 10.0, 1.0, 0.0, 0.0, 0.0, 0.0]])  # d = 10 pred, KL = d^2 / 2
+    options = -math.inf, math.inf, 1.0, 0.0, False, REDUCTIONS["none"], 1
+    with genkern.use_backend(backend):
+        grad, _ = OPS["vlb_backward"](
+            torch.tensor([[1e-3]]), pred, None, zeros, None, zeros, rows, None, *options
+        )
+    assert grad.item() == pytest.approx(1e36)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_half_a_square_does_not_overflow_before_its_half(backend):
+    with genkern.use_backend(backend):
+        value = vae.gaussian_nll(torch.tensor([2e19]), torch.zeros(1), reduction="sum")
+    assert value.item() == pytest.approx(2e38)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_equal_numbers_deviate_by_nothing(backend):
+    """The mean of 5000 equal numbers is rounded, and each deviated from it."""
+    with genkern.use_backend(backend):
+        factor = OPS["guidance_factor"](torch.full((1, 5000), 2.9346), _ramp(), 3.0, 1.0)
+    assert factor.item() == 0.0
+
+
+def _ramp() -> torch.Tensor:
+    return torch.linspace(-1.0, 1.0, 5000)[None]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_guidance_factor_multiplies_an_unguided_prediction(backend):
+    """It was left out where there was nothing to guide by."""
+    x, pred, factor = torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0.5, 3.0])
+    rows = torch.tensor([[0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]])
+    step = (x, pred, None, None, None, None, rows, None, factor, None, 1.0, -math.inf, math.inf)
+    with genkern.use_backend(backend):
+        assert OPS["sampler_step"](*step).tolist() == [[0.5], [3.0]]
+        threshold = OPS["dynamic_threshold"](x, pred, None, rows, None, factor, 1.0, 0.5, 9.0)
+    assert threshold.tolist() == [1.0, 3.0]
+
+
+def test_a_gradient_of_integers_is_refused():
+    """It came as float32."""
+    x = torch.zeros(2, 3)
+    with pytest.raises(RuntimeError, match="expected float32, float64, bfloat16 or float16"):
+        OPS["interpolate_backward"](x, x, x.int(), torch.zeros(2, dtype=torch.int64), None, 3)
 
 
 def _shrunk(x: torch.Tensor) -> torch.Tensor:

@@ -306,9 +306,7 @@ def _out(d: Draw) -> Callable[[Any], dict[str, Any]]:
             "new": lambda: new,
             "strided": lambda: torch.zeros((*x.shape, 3), dtype=x.dtype)[..., 1],
             "input": lambda: x,
-            "expanded": lambda: (
-                new.flatten()[:1].expand(2).reshape(-1)[:1].expand(x.shape) if x.numel() else new
-            ),
+            "expanded": lambda: new.flatten()[:1].expand(x.shape) if x.dim() and x.numel() else new,
             "shape": lambda: torch.zeros((*x.shape, 2), dtype=x.dtype),
             "dtype": lambda: torch.zeros(x.shape, dtype=torch.int32),
             "list": lambda: [0.0],

@@ -156,8 +156,10 @@ inline int32_t dtype_code(ScalarType dtype) {
       return aoti_torch_dtype_bfloat16();
     case ScalarType::Half:
       return aoti_torch_dtype_float16();
-    default:
+    case ScalarType::Float:
       return aoti_torch_dtype_float32();
+    default:
+      STD_TORCH_CHECK(false, "expected float32, float64, bfloat16 or float16");
   }
 }
 

@@ -219,7 +219,7 @@ struct RsampleKlBackward {
       if (prior.free_bits > Acc(0)) {  // else none is below, and its value does not matter
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v)
-          g[v] *= free_bits_gradient(kl[v].value, prior.free_bits);
+          g[v] = free_bits_gradient(kl[v].value, prior.free_bits, g[v]);
       }
 #pragma unroll
       for (int v = 0; v < S::kLanes; ++v) {

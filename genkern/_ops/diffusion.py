@@ -7,7 +7,8 @@ kernel family, and a schedule, a prediction type or a sampler is a table of coef
     affine        c_0 x + c_1 y + c_2 z + c_3 eps, without the terms whose tensor is not there
     noise_loss    weight sample_weight (pred - target_x0 x0 - target_noise eps)^2 + offset
     sampler_step  mean_x0 clamp(x0_x_t x_t + x0_pred m) + mean_x_t x_t + mean_pred m + std eps
-                  m = guidance_factor (uncond + guidance_scale (pred - uncond)), or pred
+                  m = guidance_factor (uncond + guidance_scale (pred - uncond)), or
+                  guidance_factor pred
                   std = noise exp(1/2 (log_variance + log_variance_values var_values)), or noise
                   where noise is 0, std eps is 0 whatever the tensors are
     vlb           d = diff_x0 x0 + diff_noise eps + diff_pred pred, which is x0 - x0_hat,
@@ -348,6 +349,7 @@ def _std(x: Tensor) -> Tensor:
     """The unbiased standard deviation of each sample."""
     rows = _rows(x)
     n = rows.shape[1]
+    rows = rows - rows[:, :1]  # equal numbers deviate by nothing
     centred = rows - (row_sums(rows) / n).unsqueeze(1)
     return torch.sqrt(row_sums(centred * centred) / (n - 1))
 
@@ -531,12 +533,13 @@ def _vlb_backward_reference(
     given: Args = (pred, var_values, *args, detach_mean)
     term, by_pred, by_values, error = _vlb_parts(*given)
     g = spread(wide(grad), pred, reduction)
+    along = vlb_scale * g
     # An infinite derivative times 0 would be a NaN.
-    along_pred = torch.where(by_pred == 0.0, 0.0, vlb_scale * term.d * by_pred)
+    along_pred = torch.where(by_pred == 0.0, 0.0, along * term.d * by_pred)
     if simple_scale != 0.0:
-        along_pred = along_pred + (2.0 * simple_scale) * error
+        along_pred = along_pred + (2.0 * simple_scale) * g * error
     fakes = masked_fake((pred, var_values), output_mask, pred)
-    return masked((g * along_pred, g * (vlb_scale * term.lv * by_values)), fakes, output_mask)
+    return masked((along_pred, along * term.lv * by_values), fakes, output_mask)
 
 
 def _vlb_formula(args: Args, needs: Sequence[bool], grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -266,7 +266,7 @@ def _gaussian_nll_reference(
     reduction: int,
 ) -> Tensor:
     r, _, log_variance = _gaussian_parts(x_hat, x, logvar, sigma, logvar_min, logvar_max)
-    nll = 0.5 * (r * r + (log_variance + _LOG_2_PI))
+    nll = 0.5 * r * r + 0.5 * (log_variance + _LOG_2_PI)
     nll = reduce(nll, reduction, x_hat.dtype)
     return with_layout(nll, torch.empty_like(x_hat)) if reduction == NONE else nll
 

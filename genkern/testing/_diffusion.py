@@ -234,7 +234,7 @@ def _sampler_step(
     x0 = _sum((c["x0_x"], x), (c["x0_pred"], m))
     if threshold is not None:
         s = _each(threshold, x_t)
-        x0 = Expected(np.minimum(np.maximum(x0.value, -s), s) / s, x0.scale / s)
+        x0 = Expected(np.minimum(np.maximum(x0.value, -s), s) / s, x0.scale / np.abs(s))
     elif _clips(lo, hi):
         x0 = _clip(x0, lo, hi, x_t.dtype).clipped
     if with_x0 or threshold is not None or _clips(lo, hi):

@@ -309,9 +309,10 @@ Tensors<S, kStepTensors> step_tensors(const SamplerStep& call) {
           kNext};
 }
 
-// m = factor (uncond + scale (pred - uncond)).
+// m = factor (uncond + scale (pred - uncond)), or factor pred.
 template <class T>
 void guided(int64_t n, const T* pred, const T* uncond, T scale, T factor, T* out) {
+  if (!uncond) return combine<1, T>(n, {pred}, {factor}, out);
   for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
     const V m = guide(load_vector<V>(pred + i), load_vector<V>(uncond + i), V(scale));
@@ -319,15 +320,15 @@ void guided(int64_t n, const T* pred, const T* uncond, T scale, T factor, T* out
   });
 }
 
-// The prediction of a unit, guided where there is guidance.
+// The prediction of a unit, guided or multiplied where it is asked for.
 template <class S, class T, int N, class C>
 const T* prediction(const C& call, const Tensors<S, N>& a, int pred, int uncond, const Cut& cut,
                     const Unit& unit, T* pred_, T* uncond_, T* guided_) {
   const T* m = a[pred].read(unit.start, unit.n, pred_);
-  if (!a[uncond]) return m;
-  const T* base = a[uncond].read(unit.start, unit.n, uncond_);
+  if (!a[uncond] && !call.guidance_factor.data) return m;
+  const T* base = a[uncond] ? a[uncond].read(unit.start, unit.n, uncond_) : nullptr;
   for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-    guided(n, m + at, base + at, static_cast<T>(call.guidance_scale),
+    guided(n, m + at, base ? base + at : nullptr, static_cast<T>(call.guidance_scale),
            value_of<T>(call.guidance_factor, sample, 1.0), guided_ + at);
   });
   return guided_;
@@ -615,8 +616,8 @@ void dynamic_threshold(const SampleStatistic& call) {
           const int64_t n = length - done < kChunk ? length - done : kChunk;
           const T* x = a[kStatXt].read(start, n, x_);
           const T* m = a[kStatPred].read(start, n, pred_);
-          if (a[kStatUncond]) {
-            guided(n, m, a[kStatUncond].read(start, n, uncond_),
+          if (a[kStatUncond] || call.guidance_factor.data) {
+            guided(n, m, a[kStatUncond] ? a[kStatUncond].read(start, n, uncond_) : nullptr,
                    static_cast<T>(call.guidance_scale), factor, guided_);
             m = guided_;
           }

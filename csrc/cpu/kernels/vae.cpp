@@ -220,7 +220,7 @@ void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
     }
     if constexpr (kKl) {
       V g = load_vector<V>(gkl + i) * V(scale);
-      if constexpr (!kPlain) g = g * free_bits_gradient(d.value, c.free_bits);
+      if constexpr (!kPlain) g = free_bits_gradient(d.value, c.free_bits, g);
       along_mu = madd(g, d.mu, along_mu);
       along_logvar = madd(g, d.logvar, along_logvar);
       if constexpr (kPrior) {

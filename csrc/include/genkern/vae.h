@@ -61,14 +61,14 @@ GENKERN_HD Kl<T> kl_prior(T mu, T l, T m2, T lv2) {
 }
 
 // Free bits (Kingma et al., arXiv:1606.04934, appendix C.8), a coordinate: max(kl, free_bits),
-// whose gradient is 0 below.
+// whose gradient is 0 below and g elsewhere, even for an infinite g.
 template <class T>
 GENKERN_HD T with_free_bits(T kl, T free_bits) {
   return at_least(kl, free_bits);
 }
 template <class T>
-GENKERN_HD T free_bits_gradient(T kl, T free_bits) {
-  return select_less(kl, free_bits, T(0.0f), T(1.0f));
+GENKERN_HD T free_bits_gradient(T kl, T free_bits, T g) {
+  return select_less(kl, free_bits, T(0.0f), g);
 }
 
 // -log Bernoulli(x; sigmoid(logit)) = max(logit, 0) - logit x + log(1 + e^-|logit|).
