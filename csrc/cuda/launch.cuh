@@ -92,7 +92,7 @@ __device__ void finish(double value, Acc* result, bool adds) {
 }
 
 template <class Body, class T, Walk kWalk>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kBlocks<Body, T, kWalk>)
     run(const __grid_constant__ Plan<Body::kTensors> plan, const __grid_constant__ Body body) {
   using Acc = typename Arithmetic<T>::type;
   const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
