@@ -779,7 +779,8 @@ struct VlbBackward {
     __device__ void operator()(const S& slot) const {
       using N = typename S::Number;
       typename S::Numbers g, pred, lv, x0, eps;
-      typename S::Numbers d, x0_hat;
+      typename S::Numbers d;
+      unsigned outside = 0;  // a bit for each lane that is clipped
       slot.load_upstream(kGrad, grad_factor, g);
       slot.load(kPred, pred);
       slot.load_or(kVarValues, Acc(0), lv);
@@ -793,9 +794,11 @@ struct VlbBackward {
       }
       if (c.clips) {
 #pragma unroll
-        for (int v = 0; v < S::kNumbers; ++v) {
-          x0_hat[v] = x0[v] - d[v];
-          d[v] = x0[v] - c.clip(x0_hat[v]);
+        for (int v = 0; v < S::kLanes; ++v) {
+          Acc& difference = S::lane(d, v);
+          const Acc x0_hat = S::lane(x0, v) - difference;
+          if (c.clip.gradient(x0_hat, Acc(1)) == Acc(0)) outside |= 1u << v;
+          difference = S::lane(x0, v) - c.clip(x0_hat);
         }
       }
       if (row.decoder) {
@@ -821,9 +824,10 @@ struct VlbBackward {
         d[v] = of_pred == Acc(0) ? N(0) : d[v] * of_pred;
         lv[v] *= g[v] * (c.vlb_scale * row.lv_values);
       }
-      if (c.clips) {
+      if (outside != 0) {
 #pragma unroll
-        for (int v = 0; v < S::kNumbers; ++v) d[v] = c.clip.gradient(x0_hat[v], d[v]);
+        for (int v = 0; v < S::kLanes; ++v)
+          if (outside >> v & 1) S::lane(d, v) = 0;
       }
       if (c.simple_scale != Acc(0)) {
 #pragma unroll

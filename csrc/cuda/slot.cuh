@@ -32,8 +32,9 @@ __device__ __forceinline__ T narrow(typename Arithmetic<T>::type x) {
   return static_cast<T>(x);
 }
 
-// One sample of a plan of Walk::kFlat, as a plan of its own.
-template <class T, class Whole>
+// One sample of a plan of Walk::kFlat, as a plan of its own. kKept: its addresses stay in
+// registers, where the compiler would work them out again in every slot to save some.
+template <class T, bool kKept, class Whole>
 struct SamplePlan {
   enum { kScale = Whole::kScale, kKey, kIndex, kOperands };
 
@@ -42,9 +43,7 @@ struct SamplePlan {
     for (int i = 0; i < kScale; ++i) {
       tensor[i] = static_cast<T*>(plan.tensor[i]) + sample * plan.sample_stride[i];
 #if defined(__CUDA_ARCH__)
-      // So that the compiler does not work out the sum again in every slot to save registers, which
-      // 16-bit numbers, eight a slot, need more.
-      if constexpr (sizeof(T) == 4) {
+      if constexpr (kKept) {
         size_t address = __cvta_generic_to_global(tensor[i]);
         asm("" : "+l"(address));
         tensor[i] = __cvta_global_to_generic(address);
