@@ -61,6 +61,12 @@ __device__ __forceinline__ Pair approximate_inverse(Pair a) {
 __device__ __forceinline__ Pair ratio(Pair a, Pair b) { return corrected_ratio(a, b); }
 #else
 __device__ __forceinline__ Pair ratio(Pair a, Pair b) { return {a.x / b.x, a.y / b.y}; }
+// On a CPU these of a float are not the general templates.
+__device__ __forceinline__ Pair root_exp(Pair a) { return {root_exp(a.x), root_exp(a.y)}; }
+__device__ __forceinline__ Expm1<Pair> expm1(Pair a) {
+  const Expm1<float> x = expm1(a.x), y = expm1(a.y);
+  return {{x.value, y.value}, {x.minus_x, y.minus_x}};
+}
 #endif
 __device__ __forceinline__ Pair exp(Pair a) { return {exp(a.x), exp(a.y)}; }
 __device__ __forceinline__ Pair exp2_fast(Pair a) { return {exp2_fast(a.x), exp2_fast(a.y)}; }
