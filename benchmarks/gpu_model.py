@@ -71,7 +71,8 @@ def predict(gpu: Gpu, nbytes: float, pipes: Mapping[str, float]) -> tuple[str, f
     """What binds, and the share of the memory roof; `pipes`: instructions an element."""
     used = {
         "issue": sum(pipes.values()),
-        "fma": pipes.get("fp32", 0) + pipes.get("imad", 0),
+        # Two floats an instruction: one is issued, and the pipe is taken to work on both.
+        "fma": pipes.get("fp32", 0) + 2 * pipes.get("fp32x2", 0) + pipes.get("imad", 0),
         **{name: pipes.get(name, 0) for name in ("imad", "alu", "special", "memory", "fp64")},
     }
     memory = nbytes / gpu.bandwidth

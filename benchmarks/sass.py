@@ -20,6 +20,7 @@ EXIT = -1  # the block after the last
 # or HFMA2 do too. I2F and F2F are the slow conversions, I2FP and F2FP those of the ALU.
 _PIPES = {
     "fp32": r"F(?:FMA|MUL|ADD|SWZADD)|FFMA32I|H(?:FMA2|ADD2|MUL2)",
+    "fp32x2": r"F(?:FMA|MUL|ADD)2",
     "imad": r"IMAD|IMUL|IDP",
     "fp64": r"D(?:FMA|MUL|ADD|SETP|MNMX)",
     "special": r"MUFU|I2F|F2I|F2F|FRND|POPC|FLO",
@@ -101,7 +102,7 @@ class Kernel:
                 if instruction[1] != "NOP":
                     self.blocks[-1].append(instruction[1])
                 # A guarded CALL of a label is ptxas's way to leave a loop.
-                if re.search(r"\b(BRA|EXIT|RET)\b|@!?P\d CALL", instruction[1]):
+                if re.search(r"\b(BRA|BRX|EXIT|RET)\b|@!?P\d CALL", instruction[1]):
                     self.blocks.append([])
         self.blocks = [b for b in self.blocks if b]
         self.next = [self._successors(i, labels) for i in range(len(self.blocks))]
@@ -110,6 +111,8 @@ class Kernel:
         last = self.blocks[i][-1]
         guarded = last.startswith("@")
         after = [i + 1] if i + 1 < len(self.blocks) else []
+        if re.search(r"\bBRX\b", last):
+            return [labels[name] for name in re.findall(r"\.L_x_\w+", last)]
         if re.search(r"\bBRA\b", last) or re.match(r"@!?P\d CALL\S* `\(\.L_x", last):
             target = re.search(r"`\((\S+?)\)", last)
             jump = [labels[target[1]]] if target and target[1] in labels else []

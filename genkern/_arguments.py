@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genkern._ops import checks
-from genkern.random import new_key
+from genkern._ops.random import new_words
 
 NO_CLIP = (-math.inf, math.inf)
 
@@ -26,7 +26,7 @@ def noise_source(
     """Checks the three ways to give noise, and returns (key, noise), one of them None."""
     key, noise = given_noise(function, name, like, shape, key, noise, generator)
     if key is None and noise is None:
-        key = new_key(device=like.device, generator=generator)
+        key = new_words(None, like.device, generator)
     return key, noise
 
 
@@ -60,9 +60,12 @@ def given_noise(
 
 
 def promoted(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in the dtype torch promotes them to: a copy where the dtypes differ."""
-    dtypes = {t.dtype for t in tensors if t is not None}
-    if len(dtypes) == 1:
+    """The tensors, of which the first is one, in the dtype torch promotes them to."""
+    first = tensors[0].dtype  # type: ignore[union-attr]
+    for t in tensors:
+        if t is not None and t.dtype != first:
+            break
+    else:
         return tensors
     dtype = checks.promoted(t for t in tensors if t is not None)
     return tuple(None if t is None else t.to(dtype) for t in tensors)

@@ -33,6 +33,8 @@ class NativeBackend(Backend):
         self._found: defaultdict[str, dict[str, Kernel]] = defaultdict(dict)
         # The operators of the native libraries have no autograd of their own: pass through.
         self._libraries: dict[str, torch.library.Library] = {}
+        # Those whose shapes compiled code can ask for.
+        self._fakes: set[str] = set()
 
     def kernel(self, op: Op, args: Args) -> Kernel | str:
         for a in args:
@@ -40,6 +42,15 @@ class NativeBackend(Backend):
                 device = "cpu" if a.is_cpu else a.device.type
                 return self._found[device].get(op.name) or self._find(op, device)
         return "no argument is a tensor"
+
+    def cpu_operator(self, op: Op) -> torch._ops.OpOverload | None:
+        if op.name not in self._found["cpu"] and isinstance(self._find(op, "cpu"), str):
+            return None
+        if op.name not in self._fakes:
+            library = self._libraries["_genkern_cpu"]
+            torch.library.register_fake(f"_genkern_cpu::{op.name}", op.fake, lib=library)
+            self._fakes.add(op.name)
+        return getattr(torch.ops._genkern_cpu, op.name).default  # type: ignore[no-any-return]
 
     def _find(self, op: Op, device: str) -> Kernel | str:
         reason = _native.unavailable_reason(device)

@@ -23,6 +23,7 @@ from genkern._ops import checks
 from genkern._ops import diffusion as ops
 from genkern._ops import random as noise_ops
 from genkern._ops.elements import arithmetic
+from genkern._ops.random import new_words
 from genkern._sample import sample
 from genkern._schedules import (
     EDMSchedule,
@@ -31,7 +32,6 @@ from genkern._schedules import (
     check_noise_schedule,
     check_schedule,
 )
-from genkern.random import new_key
 
 __all__ = [
     "EDMSchedule",
@@ -141,7 +141,7 @@ def q_sample(
     x0, noise = promoted(x0, noise)  # type: ignore[assignment]
     table, index = schedule.rows("q_sample", _coefficients.noising, (), t, x0, x0.dtype)
     if key is None and noise is None:
-        key = new_key(device=x0.device, generator=generator)
+        key = new_words(None, x0.device, generator)
     return ops.affine(x0, None, None, key, noise, table, index)  # type: ignore[no-any-return]
 
 
@@ -644,7 +644,7 @@ def _step(
         needs_signal=prediction_type == "epsilon",
     )
     if noisy and key is None and noise is None:
-        key = new_key(device=x_t.device, generator=generator)
+        key = new_words(None, x_t.device, generator)
     factor = limit = None
     if guidance_rescale > 0.0:
         factor = ops.guidance_factor(pred, uncond, guidance_scale, guidance_rescale)

@@ -80,18 +80,7 @@ def new_key(
         batch = checks.integer("new_key", "batch", batch, 0)
     if generator is not None:
         checks.generator("new_key", generator)
-    drawn_on = device if generator is None else generator.device
-    words = torch.randint(
-        -(2**63),
-        2**63 - 1,
-        (2,) if batch is None else (batch, 2),
-        dtype=torch.int64,
-        device=drawn_on,
-        generator=generator,
-    )
-    if generator is not None and device is not None:
-        words = words.to(device)
-    return words.view(torch.uint64)
+    return ops.new_words(batch, device, generator).view(torch.uint64)
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:

@@ -20,7 +20,7 @@ from genkern._arguments import given_noise, noise_source, promoted
 from genkern._ops import checks
 from genkern._ops import vae as ops
 from genkern._ops.elements import BATCHMEAN, batch
-from genkern.random import new_key
+from genkern._ops.random import new_words
 
 __all__ = [
     "DiagonalGaussian",
@@ -281,7 +281,7 @@ def rsample_kl(
     if prior_logvar is not None:
         prior_logvar = _expanded("rsample_kl", "prior_logvar", prior_logvar, mu)
     if key is None and noise is None:
-        key = new_key(device=mu.device, generator=generator)
+        key = new_words(None, mu.device, generator)
     return ops.rsample_kl(  # type: ignore[no-any-return]
         mu, logvar, prior_mu, prior_logvar, key, noise, mean, log_variance, *options
     )

@@ -14,7 +14,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks import gpu_cuda, gpu_static, sass
+from benchmarks import gpu_cuda, gpu_model, gpu_static, sass
 
 SOURCES = [f for d in ("cuda", "include") for f in (gpu_cuda.ROOT / "csrc" / d).rglob("*.*")]
 
@@ -93,6 +93,33 @@ def test_a_worse_row_is_found():
         assert len(gpu_static.worse([{**row, name: value}], [row])) == 1, name
 
 
+SWITCH = """
+.L_x_0:
+        /*0000*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0010*/                   BRX R8 -0x20  (*"BRANCH_TARGETS .L_x_1,.L_x_2"*) ;
+.L_x_1:
+        /*0020*/                   FADD R4, R4, R5 ;
+        /*0030*/                   BRA `(.L_x_3);
+.L_x_2:
+        /*0040*/                   MUFU.EX2 R4, R4 ;
+.L_x_3:
+        /*0050*/                   @P0 BRA `(.L_x_0);
+        /*0060*/                   EXIT ;
+"""
+
+
+def test_the_way_through_a_jump_table_is_the_one_with_the_mathematics():
+    loop, _ = sass.Kernel(SWITCH).loop()
+    assert [sass.opcode(x) for x in loop] == ["LDG.E.128", "BRX", "MUFU.EX2", "BRA"]
+
+
+def test_two_floats_an_instruction_take_their_pipe_twice():
+    gpu = gpu_model.GPUS["sm_100"]
+    assert sass.pipe("FFMA2 R2, R4.F32x2.HI_LO, R6.F32, R2.F32x2.HI_LO") == "fp32x2"
+    bound, share = gpu_model.predict(gpu, 1.0, {"fp32x2": 8.0})
+    assert (bound, share) == ("fma", gpu_model.predict(gpu, 1.0, {"fp32": 16.0})[1])
+
+
 # ---- the noise
 
 
@@ -109,8 +136,26 @@ def test_noise_is_rounded_exactly(tmp_path):
         assert "approx" not in entry
         assert not re.search(r"\b(add|sub|mul|fma|sqrt)\.(?!rn\.)\S*f32", entry)
         pairs = len(re.findall(r"sqrt\.rn\.f32", entry))
-        fused.add(len(re.findall(r"fma\.rn\.f32", entry)) / pairs)
+        one, two = (len(re.findall(rf"fma\.rn\.f32{x}\b", entry)) for x in ("", "x2"))
+        assert two > 0
+        fused.add((one + 2 * two) / pairs)
     assert len(fused) == 1
+
+
+def _single(instruction: str) -> list[str]:
+    """An instruction on two floats as two on one: the pair of R2 is R2 and R3."""
+    found = re.match(r"(F(?:FMA|MUL|ADD))2 (.*)", instruction)
+    if found is None:
+        return [instruction]
+    target, *sources = (part.strip() for part in found[2].replace(".reuse", "").split(","))
+
+    def half(operand: str, i: int) -> str:
+        pair = re.fullmatch(r"(-?U?R)(\d+)(\.F32x2\.HI_LO)?", operand)
+        return f"{pair[1]}{int(pair[2]) + i}" if pair else operand.removesuffix(".F32")
+
+    return [
+        f"{found[1]} {', '.join([half(target, i), *(half(s, i) for s in sources)])}" for i in (0, 1)
+    ]
 
 
 def _square_roots(instructions: list[str]) -> list[tuple[object, ...]]:
@@ -127,7 +172,7 @@ def _square_roots(instructions: list[str]) -> list[tuple[object, ...]]:
         value = values.get(name, name)
         return ("-", value) if sign else value
 
-    for i, instruction in enumerate(instructions):
+    for i, instruction in enumerate(x for each in instructions for x in _single(each)):
         name, _, rest = re.sub(r"^@!?U?P\d\s+", "", instruction).partition(" ")
         target, *sources = (part.strip() for part in rest.split(","))
         a = [operand(s) for s in sources]

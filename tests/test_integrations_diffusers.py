@@ -222,6 +222,14 @@ def test_outputs_and_tuples(stock):
     assert type(as_tuple) is tuple
     assert torch.equal(as_tuple[0], output.prev_sample)
     assert torch.equal(as_tuple[1], output.pred_original_sample)
+    # Made past its own constructor, it is what that makes.
+    made = type(output)(output.prev_sample, output.pred_original_sample)
+    for x in (output, pickle.loads(pickle.dumps(output))):
+        assert list(x) == list(made) and vars(x).keys() == vars(made).keys()
+        assert all(map(torch.equal, x.to_tuple(), made.to_tuple()))
+        assert torch.equal(x["prev_sample"], x[0]) and x[1] is x.pred_original_sample
+    output.prev_sample = pred
+    assert output[0] is pred
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import genkern
 from genkern import testing
-from genkern._ops.op import OPS
+from genkern._ops.op import BACKENDS, OPS
 from genkern.random import fold_in, key, new_key, normal, split, uniform
 from genkern.vae import (
     DiagonalGaussian,
@@ -242,6 +242,36 @@ def test_compile_draws_new_keys():
     torch.manual_seed(1)
     again = compiled(mu, logvar)
     assert same_bits(first, again) and not torch.equal(first, second)
+
+
+def test_compiled_code_calls_a_cpu_kernel_unless_a_backend_is_chosen():
+    skip_unless_usable(BACKENDS[0])
+    torch._dynamo.reset()
+    called = []
+
+    def backend(graph, inputs):
+        called.append([str(n.target) for n in graph.graph.nodes if n.op == "call_function"])
+        return graph
+
+    def draw(mu, logvar, noise):
+        return rsample(mu, logvar, noise=noise)
+
+    compiled = torch.compile(draw, fullgraph=True, backend=backend)
+    tensors = [randn(3, 4, seed=s) for s in range(3)]
+    want = rsample(*tensors[:2], noise=tensors[2])
+    with torch.no_grad():
+        assert same_bits(compiled(*tensors), want)
+        with genkern.use_backend("reference"):
+            torch.testing.assert_close(compiled(*tensors), want)
+        assert same_bits(compiled(*tensors), want)
+    mu = tensors[0].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(compiled(mu, *tensors[1:]).sum(), mu)
+    assert torch.equal(grad, torch.ones_like(mu))
+    assert called == [
+        ["_genkern_cpu.rsample.default"],
+        ["genkern.rsample.default"],
+        ["genkern.rsample.default"],
+    ]
 
 
 @pytest.mark.parametrize("strict", [False, True])

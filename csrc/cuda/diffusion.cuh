@@ -49,19 +49,23 @@ struct SampleValues {
 template <class Acc>
 struct Clip {
   Acc low, high;
-  __device__ Acc operator()(Acc x) const { return clamp(x, low, high); }
+  template <class N>
+  __device__ N operator()(N x) const {
+    return clamp(x, N(low), N(high));
+  }
   // y where x is inside or at the bounds, else 0; NaN counts as inside.
-  __device__ Acc gradient(Acc x, Acc y) const {
-    return select_less(x, low, Acc(0), select_less(high, x, Acc(0), y));
+  template <class N>
+  __device__ N gradient(N x, N y) const {
+    return select_less(x, N(low), N(0), select_less(N(high), x, N(0), y));
   }
 };
 
-template <bool kKey, class S, class Acc>
-__device__ void draw_or_load(const S& slot, int tensor, Acc (&eps)[S::kLanes]) {
+template <bool kKey, class S>
+__device__ void draw_or_load(const S& slot, int tensor, typename S::Numbers& eps) {
   if constexpr (kKey) {
     slot.normals(eps);
   } else {
-    slot.load_or(tensor, Acc(0), eps);
+    slot.load_or(tensor, 0, eps);
   }
 }
 
@@ -78,13 +82,13 @@ struct Affine {
 
     template <class S>
     __device__ void operator()(const S& slot) const {
-      Acc x[S::kLanes], y[S::kLanes], z[S::kLanes], eps[S::kLanes];
+      typename S::Numbers x, y, z, eps;
       slot.load(kX, x);
       slot.load_or(kY, Acc(0), y);
       slot.load_or(kZ, Acc(0), z);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v)
+      for (int v = 0; v < S::kNumbers; ++v)
         x[v] = madd(of_eps, eps[v], madd(of_z, z[v], madd(of_y, y[v], of_x * x[v])));
       slot.store(kOut, x);
     }
@@ -96,6 +100,9 @@ struct Affine {
             row.get(3, kKey || plan.has(kEps))};
   }
 };
+
+template <>
+constexpr int kBlocks<Affine<float, false>, float, Walk::kFlat> = kPairInstructions ? 5 : 1;
 
 // ---- noise_loss
 
@@ -114,20 +121,21 @@ struct NoiseLoss {
 
     template <class S>
     __device__ Acc operator()(const S& slot) const {
-      Acc d[S::kLanes], x0[S::kLanes], eps[S::kLanes];
+      using N = typename S::Number;
+      typename S::Numbers d, x0, eps;
       slot.load(kPred, d);
       slot.load_or(kX0, Acc(0), x0);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v)
+      for (int v = 0; v < S::kNumbers; ++v)
         d[v] = madd(-target_noise, eps[v], madd(-target_x0, x0[v], d[v]));
       if (slot.has(kGradPred)) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) x0[v] = (Acc(2) * weight * grad_factor) * d[v];
+        for (int v = 0; v < S::kNumbers; ++v) x0[v] = (Acc(2) * weight * grad_factor) * d[v];
         slot.store(kGradPred, x0);
       }
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) d[v] = weighted_square(d[v], weight, offset);
+      for (int v = 0; v < S::kNumbers; ++v) d[v] = weighted_square(d[v], N(weight), N(offset));
       if (slot.has(kLoss)) slot.store(kLoss, d);
       return slot.sum(d);
     }
@@ -139,6 +147,9 @@ struct NoiseLoss {
             row[kWeight] * sample_weight[sample], row[kOffset], grad_factor};
   }
 };
+
+template <>
+constexpr int kBlocks<NoiseLoss<float, true>, float, Walk::kFlat> = kPairInstructions ? 3 : 1;
 
 template <class Acc, bool kKey>
 struct NoiseLossBackward {
@@ -153,13 +164,13 @@ struct NoiseLossBackward {
 
     template <class S>
     __device__ void operator()(const S& slot) const {
-      Acc g[S::kLanes], d[S::kLanes], x0[S::kLanes], eps[S::kLanes];
+      typename S::Numbers g, d, x0, eps;
       slot.load_upstream(kGrad, grad_factor, g);
       slot.load(kPred, d);
       slot.load_or(kX0, Acc(0), x0);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) {
+      for (int v = 0; v < S::kNumbers; ++v) {
         d[v] = madd(-target_noise, eps[v], madd(-target_x0, x0[v], d[v]));
         d[v] *= twice_weight * g[v];
         x0[v] = -target_x0 * d[v];
@@ -177,6 +188,10 @@ struct NoiseLossBackward {
             Acc(2) * row[kWeight] * sample_weight[sample], grad_factor};
   }
 };
+
+template <>
+constexpr int kBlocks<NoiseLossBackward<float, true>, float, Walk::kFlat> =
+    kPairInstructions ? 3 : 1;
 
 // ---- sampler_step
 
@@ -208,9 +223,12 @@ struct StepRow {
         half_log_variance(Acc(0.5) * row.get(kLogVariance, learned)),
         half_log_variance_values(Acc(0.5) * row.get(kLogVarianceValues, learned)) {}
 
-  __device__ Acc x0(Acc x_t, Acc m) const { return madd(x0_pred, m, x0_x_t * x_t); }
-  template <class Exp>
-  __device__ Acc learned_std(Acc values) const {
+  template <class N>
+  __device__ N x0(N x_t, N m) const {
+    return madd(N(x0_pred), m, x0_x_t * x_t);
+  }
+  template <class Exp, class N>
+  __device__ N learned_std(N values) const {
     return noise * Exp::of(madd(half_log_variance_values, values, half_log_variance));
   }
 };
@@ -231,11 +249,11 @@ struct SamplerStep {
     Acc guidance_scale;
     Clip<Acc> clip;
     bool clips;
-    Acc x0_unit;
 
     template <class S>
     __device__ void operator()(const S& slot) const {
-      Acc x[S::kLanes], m[S::kLanes], values[S::kLanes], uncond[S::kLanes], eps[S::kLanes];
+      using N = typename S::Number;
+      typename S::Numbers x, m, values, uncond, eps;
       slot.load(kXt, x);
       slot.load(kPred, m);
       slot.load_or(kVarValues, Acc(0), values);
@@ -243,34 +261,33 @@ struct SamplerStep {
       draw_or_load<kKey>(slot, kEps, eps);
       if (slot.has(kUncond)) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) m[v] = guide(m[v], uncond[v], guidance_scale);
+        for (int v = 0; v < S::kNumbers; ++v) m[v] = guide(m[v], uncond[v], N(guidance_scale));
       }
       if (slot.has(kVarValues)) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v)
+        for (int v = 0; v < S::kNumbers; ++v)
           eps[v] *= row.template learned_std<typename S::Exp>(values[v]);
       } else {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) eps[v] *= row.noise;
+        for (int v = 0; v < S::kNumbers; ++v) eps[v] *= row.noise;
       }
       // A coefficient of 0 adds no noise, whatever it and its deviation are.
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) eps[v] = row.noise == Acc(0) ? Acc(0) : eps[v];
+      for (int v = 0; v < S::kNumbers; ++v) eps[v] = row.noise == Acc(0) ? N(0) : eps[v];
       if constexpr (kWithX0) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) {
+        for (int v = 0; v < S::kNumbers; ++v) {
           values[v] = clip(row.x0(x[v], m[v]));
-          if (x0_unit != Acc(1)) values[v] /= x0_unit;
           eps[v] = madd(row.mean_x0, values[v], eps[v]);
         }
         slot.store(kX0, values);
       } else if (clips) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v)
+        for (int v = 0; v < S::kNumbers; ++v)
           eps[v] = madd(row.mean_x0, clip(row.x0(x[v], m[v])), eps[v]);
       }
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v)
+      for (int v = 0; v < S::kNumbers; ++v)
         x[v] = madd(row.mean_x_t, x[v], madd(row.mean_pred, m[v], eps[v]));
       slot.store(kOut, x);
     }
@@ -281,21 +298,19 @@ struct SamplerStep {
               plan.has(kVarValues)},
              guidance_scale,
              clip,
-             clips,
-             Acc(1)};
-    if (threshold.data) {
-      const Acc bound = threshold[sample];
-      s.clip = {-bound, bound};
-      // Divided by the threshold after clipping to it: without x0, the coefficient is instead.
-      if constexpr (kWithX0) {
-        s.x0_unit = bound;
-      } else {
-        s.row.mean_x0 /= bound;
-      }
+             clips};
+    if (threshold.data) {  // x0 in units of it
+      const Acc unit = Acc(1) / threshold[sample];
+      s.clip = {Acc(-1), Acc(1)};
+      s.row.x0_x_t *= unit;
+      s.row.x0_pred *= unit;
     }
     return s;
   }
 };
+
+template <bool kWithX0>
+constexpr int kBlocks<SamplerStep<float, true, kWithX0>, float, Walk::kFlat> = 3;
 
 template <class Acc, bool kKey>
 struct SamplerStepBackward {
@@ -327,7 +342,7 @@ struct SamplerStepBackward {
 
     template <class S>
     __device__ void operator()(const S& slot) const {
-      Acc g[S::kLanes];
+      typename S::Numbers g;
       slot.load(kGrad, g);
       through_mean(slot, g);
       if (slot.has(kGradVarValues) || slot.has(kGradEps)) through_noise(slot, g);
@@ -335,31 +350,32 @@ struct SamplerStepBackward {
 
    private:
     template <class S>
-    __device__ void through_mean(const S& slot, const Acc (&g)[S::kLanes]) const {
-      Acc x[S::kLanes], m[S::kLanes], uncond[S::kLanes];
+    __device__ void through_mean(const S& slot, const typename S::Numbers& g) const {
+      using N = typename S::Number;
+      typename S::Numbers x, m, uncond;
       if (clips) {
         slot.load(kXt, x);
         slot.load(kPred, m);
         if (slot.has(kUncond)) {
           slot.load(kUncond, uncond);
 #pragma unroll
-          for (int v = 0; v < S::kLanes; ++v) m[v] = guide(m[v], uncond[v], guidance_scale);
+          for (int v = 0; v < S::kNumbers; ++v) m[v] = guide(m[v], uncond[v], N(guidance_scale));
         }
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) {
-          const Acc along = clip.gradient(row.x0(x[v], m[v]), row.mean_x0 * g[v]);
+        for (int v = 0; v < S::kNumbers; ++v) {
+          const N along = clip.gradient(row.x0(x[v], m[v]), row.mean_x0 * g[v]);
           x[v] = madd(row.x0_x_t, along, row.mean_x_t * g[v]);
           m[v] = madd(row.x0_pred, along, row.mean_pred * g[v]);
         }
       } else {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) {
+        for (int v = 0; v < S::kNumbers; ++v) {
           x[v] = row.mean_x_t * g[v];
           m[v] = row.mean_pred * g[v];
         }
       }
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) {
+      for (int v = 0; v < S::kNumbers; ++v) {
         uncond[v] = (Acc(1) - guidance_scale) * m[v];
         m[v] *= guidance_scale;
       }
@@ -369,11 +385,11 @@ struct SamplerStepBackward {
     }
 
     template <class S>
-    __device__ void through_noise(const S& slot, const Acc (&g)[S::kLanes]) const {
-      Acc std[S::kLanes], eps[S::kLanes];
+    __device__ void through_noise(const S& slot, const typename S::Numbers& g) const {
+      typename S::Numbers std, eps;
       if (row.noise == Acc(0)) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) std[v] = Acc(0);
+        for (int v = 0; v < S::kNumbers; ++v) std[v] = Acc(0);
         if (slot.has(kGradEps)) slot.store(kGradEps, std);
         if (slot.has(kGradVarValues)) slot.store(kGradVarValues, std);
         return;
@@ -381,17 +397,17 @@ struct SamplerStepBackward {
       if (slot.has(kVarValues)) {
         slot.load(kVarValues, std);
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v)
+        for (int v = 0; v < S::kNumbers; ++v)
           std[v] = g[v] * row.template learned_std<typename S::Exp>(std[v]);
       } else {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) std[v] = g[v] * row.noise;
+        for (int v = 0; v < S::kNumbers; ++v) std[v] = g[v] * row.noise;
       }
       if (slot.has(kGradEps)) slot.store(kGradEps, std);
       if (slot.has(kGradVarValues)) {
         draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) std[v] *= row.half_log_variance_values * eps[v];
+        for (int v = 0; v < S::kNumbers; ++v) std[v] *= row.half_log_variance_values * eps[v];
         slot.store(kGradVarValues, std);
       }
     }
@@ -451,13 +467,13 @@ struct ShiftedSums {
   double sum = 0, squares = 0;
 
   template <class S>
-  __device__ void add(const S& slot, Acc (&x)[S::kLanes], bool first) {
-    if (first) shift = x[0];
+  __device__ void add(const S& slot, typename S::Numbers& x, bool first) {
+    if (first) shift = S::lane(x, 0);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v) x[v] -= shift;
+    for (int v = 0; v < S::kNumbers; ++v) x[v] -= shift;
     sum += slot.sum(x);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v) x[v] *= x[v];
+    for (int v = 0; v < S::kNumbers; ++v) x[v] *= x[v];
     squares += slot.sum(x);
   }
   __device__ Moments moments(double n) const { return {shift + sum / n, squares - sum * sum / n}; }
@@ -481,12 +497,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   int64_t n = 0;
   if (sample < plan.samples)
     for_sample_slots<T, kWalk>(plan, Stream{}, sample, [&](const auto& slot) {
-      constexpr int kLanes = std::decay_t<decltype(slot)>::kLanes;
-      Acc pred[kLanes], m[kLanes];
+      using S = std::decay_t<decltype(slot)>;
+      typename S::Numbers pred, m;
       slot.load(Body::kPred, pred);
       slot.load(Body::kUncond, m);
 #pragma unroll
-      for (int v = 0; v < kLanes; ++v) m[v] = guide(pred[v], m[v], body.guidance_scale);
+      for (int v = 0; v < S::kNumbers; ++v)
+        m[v] = guide(pred[v], m[v], typename S::Number(body.guidance_scale));
       plain.add(slot, pred, n == 0);
       guided.add(slot, m, n == 0);
       n += slot.count();
@@ -568,19 +585,22 @@ __global__ void __launch_bounds__(kThresholdThreads, 1)
       for (int c = 0; c < kCopies; ++c) counts[i][c] = 0;
     __syncthreads();
     for_sample_slots<T, kWalk>(plan, Stream{}, sample, [&](const auto& slot) {
-      constexpr int kLanes = std::decay_t<decltype(slot)>::kLanes;
-      Acc x[kLanes], m[kLanes], uncond[kLanes];
+      using S = std::decay_t<decltype(slot)>;
+      typename S::Numbers x, m, uncond;
       slot.load(Body::kXt, x);
       slot.load(Body::kPred, m);
       if (slot.has(Body::kUncond)) {
         slot.load(Body::kUncond, uncond);
 #pragma unroll
-        for (int v = 0; v < kLanes; ++v) m[v] = guide(m[v], uncond[v], body.guidance_scale);
+        for (int v = 0; v < S::kNumbers; ++v)
+          m[v] = guide(m[v], uncond[v], typename S::Number(body.guidance_scale));
       }
 #pragma unroll
-      for (int v = 0; v < kLanes; ++v) {
+      for (int v = 0; v < S::kNumbers; ++v) m[v] = madd(of_m, m[v], of_x * x[v]);
+#pragma unroll
+      for (int v = 0; v < S::kLanes; ++v) {
         if (v >= slot.count()) break;
-        const Bits bits = magnitude_bits(madd(of_m, m[v], of_x * x[v]));
+        const Bits bits = magnitude_bits(S::lane(m, v));
         if (bits >> above == found >> above) {
           atomicAdd(&counts[bits >> shift & mask][lane % kCopies], 1u);
         } else if (shift == 0 && bits > found && bits < next) {
@@ -670,10 +690,14 @@ struct VlbRow {
         decoder(row[kDecoder] > Acc(0.5)) {}
 
   // x0 - x0_hat, before clipping.
-  __device__ Acc difference(Acc pred, Acc x0, Acc eps) const {
+  template <class N>
+  __device__ N difference(N pred, N x0, N eps) const {
     return madd(diff_pred, pred, madd(diff_noise, eps, diff_x0 * x0));
   }
-  __device__ Acc log_variance(Acc values) const { return madd(lv_values, values, lv); }
+  template <class N>
+  __device__ N log_variance(N values) const {
+    return madd(N(lv_values), values, N(lv));
+  }
 };
 
 // A call, not a copy for each lane: one time step of all takes it, and it is most of the code.
@@ -694,34 +718,39 @@ struct Vlb {
 
     template <class S>
     __device__ Acc operator()(const S& slot) const {
-      Acc pred[S::kLanes], lv[S::kLanes], x0[S::kLanes], eps[S::kLanes], d[S::kLanes];
+      using N = typename S::Number;
+      typename S::Numbers pred, lv, x0, eps, d;
       slot.load(kPred, pred);
       slot.load_or(kVarValues, Acc(0), lv);
       slot.load(kX0, x0);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) {
+      for (int v = 0; v < S::kNumbers; ++v) {
         lv[v] = row.log_variance(lv[v]);
         d[v] = row.difference(pred[v], x0[v], eps[v]);
         eps[v] = pred[v] - eps[v];
       }
       if (c.clips) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) d[v] = x0[v] - c.clip(x0[v] - d[v]);
+        for (int v = 0; v < S::kNumbers; ++v) d[v] = x0[v] - c.clip(x0[v] - d[v]);
       }
       if (row.decoder) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) d[v] = Acc(call_decoder_nll(d[v], x0[v], lv[v]).value);
+        for (int v = 0; v < S::kLanes; ++v) {
+          Acc& lane = S::lane(d, v);
+          lane = Acc(call_decoder_nll(lane, S::lane(x0, v), S::lane(lv, v)).value);
+        }
       } else {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v)
-          d[v] = step_kl<typename S::Exp>(d[v], row.mean_x0, row.true_lv, lv[v]).value;
+        for (int v = 0; v < S::kNumbers; ++v)
+          d[v] = step_kl<typename S::Exp>(d[v], N(row.mean_x0), N(row.true_lv), lv[v]).value;
       }
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) d[v] *= c.vlb_scale;
+      for (int v = 0; v < S::kNumbers; ++v) d[v] *= c.vlb_scale;
       if (c.simple_scale != Acc(0)) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) d[v] = weighted_square(eps[v], c.simple_scale, d[v]);
+        for (int v = 0; v < S::kNumbers; ++v)
+          d[v] = weighted_square(eps[v], N(c.simple_scale), d[v]);
       }
       if (slot.has(kLoss)) slot.store(kLoss, d);
       return slot.sum(d);
@@ -748,55 +777,64 @@ struct VlbBackward {
 
     template <class S>
     __device__ void operator()(const S& slot) const {
-      Acc g[S::kLanes], pred[S::kLanes], lv[S::kLanes], x0[S::kLanes], eps[S::kLanes];
-      Acc d[S::kLanes], of_pred[S::kLanes];
+      using N = typename S::Number;
+      typename S::Numbers g, pred, lv, x0, eps;
+      typename S::Numbers d;
+      unsigned outside = 0;  // a bit for each lane that is clipped
       slot.load_upstream(kGrad, grad_factor, g);
       slot.load(kPred, pred);
       slot.load_or(kVarValues, Acc(0), lv);
       slot.load(kX0, x0);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) {
+      for (int v = 0; v < S::kNumbers; ++v) {
         lv[v] = row.log_variance(lv[v]);
         d[v] = row.difference(pred[v], x0[v], eps[v]);
         eps[v] = pred[v] - eps[v];
-        of_pred[v] = c.detach_mean ? Acc(0) : c.vlb_scale * row.diff_pred;
       }
       if (c.clips) {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) {
-          const Acc x0_hat = x0[v] - d[v];
-          of_pred[v] = c.clip.gradient(x0_hat, of_pred[v]);
-          d[v] = x0[v] - c.clip(x0_hat);
+          Acc& difference = S::lane(d, v);
+          const Acc x0_hat = S::lane(x0, v) - difference;
+          if (c.clip.gradient(x0_hat, Acc(1)) == Acc(0)) outside |= 1u << v;
+          difference = S::lane(x0, v) - c.clip(x0_hat);
         }
       }
       if (row.decoder) {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) {
-          const auto nll = call_decoder_nll(d[v], x0[v], lv[v]);
-          d[v] = Acc(nll.d);
-          lv[v] = Acc(nll.lv);
+          Acc &of_d = S::lane(d, v), &of_lv = S::lane(lv, v);
+          const auto nll = call_decoder_nll(of_d, S::lane(x0, v), of_lv);
+          of_d = Acc(nll.d);
+          of_lv = Acc(nll.lv);
         }
       } else {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) {
-          const auto kl = step_kl<typename S::Exp>(d[v], row.mean_x0, row.true_lv, lv[v]);
+        for (int v = 0; v < S::kNumbers; ++v) {
+          const auto kl = step_kl<typename S::Exp>(d[v], N(row.mean_x0), N(row.true_lv), lv[v]);
           d[v] = kl.d;
           lv[v] = kl.lv;
         }
       }
+      // An infinite derivative times 0 would be a NaN.
+      const Acc of_pred = c.detach_mean ? Acc(0) : c.vlb_scale * row.diff_pred;
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) {
-        // An infinite derivative times 0 would be a NaN.
-        d[v] = of_pred[v] == Acc(0) ? Acc(0) : d[v] * of_pred[v];
+      for (int v = 0; v < S::kNumbers; ++v) {
+        d[v] = of_pred == Acc(0) ? N(0) : d[v] * of_pred;
         lv[v] *= g[v] * (c.vlb_scale * row.lv_values);
+      }
+      if (outside != 0) {
+#pragma unroll
+        for (int v = 0; v < S::kLanes; ++v)
+          if (outside >> v & 1) S::lane(d, v) = 0;
       }
       if (c.simple_scale != Acc(0)) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) d[v] = madd(Acc(2) * c.simple_scale, eps[v], d[v]);
+        for (int v = 0; v < S::kNumbers; ++v) d[v] = madd(Acc(2) * c.simple_scale, eps[v], d[v]);
       }
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) d[v] *= g[v];
+      for (int v = 0; v < S::kNumbers; ++v) d[v] *= g[v];
       if (slot.has(kGradPred)) slot.store(kGradPred, d);
       if (slot.has(kGradVarValues)) slot.store(kGradVarValues, lv);
     }

@@ -13,9 +13,9 @@ namespace genkern::cuda {
 template <class Acc>
 struct TermNumbers {
   Acc sign, factor, slope, smoothing;
-  template <class Exp, class Form>
-  __device__ OfLogit<Acc> form(Acc logit, Form) const {
-    return logit_form<Form::value, Exp>(sign * logit, smoothing);
+  template <class Exp, class Form, class N>
+  __device__ OfLogit<N> form(N logit, Form) const {
+    return logit_form<Form::value, Exp>(sign * logit, N(smoothing));
   }
 };
 
@@ -53,25 +53,26 @@ struct Logits {
 
   template <class S>
   __device__ Acc operator()(const S& slot) const {
-    Acc x[S::kLanes], y[S::kLanes], value[S::kLanes];
+    using N = typename S::Number;
+    typename S::Numbers x, y, value;
     slot.load(kX, x);
     slot.load_or(kY, Acc(0), y);
     if (terms.difference) {
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) x[v] -= y[v];
+      for (int v = 0; v < S::kNumbers; ++v) x[v] -= y[v];
     }
     with_form(terms.form, [&](auto form) {
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) {
+      for (int v = 0; v < S::kNumbers; ++v) {
         const auto f = terms.x.template form<typename S::Exp>(x[v], form);
         value[v] = terms.x.factor * f.value;
         x[v] = terms.x.slope * f.u;
       }
       if (terms.difference || !slot.has(kY)) return;
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) {
+      for (int v = 0; v < S::kNumbers; ++v) {
         const auto f = terms.y.template form<typename S::Exp>(y[v], form);
-        value[v] = madd(terms.y.factor, f.value, value[v]);
+        value[v] = madd(N(terms.y.factor), f.value, value[v]);
         y[v] = terms.y.slope * f.u;
       }
     });
@@ -79,7 +80,7 @@ struct Logits {
     if (slot.has(kGradY)) {
       if (terms.difference) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) y[v] = -x[v];
+        for (int v = 0; v < S::kNumbers; ++v) y[v] = -x[v];
       }
       slot.store(kGradY, y);
     }
@@ -97,35 +98,38 @@ struct LogitsBackward {
 
   template <class S>
   __device__ void operator()(const S& slot) const {
-    Acc g[S::kLanes], x[S::kLanes], y[S::kLanes];
+    typename S::Numbers g, x, y;
     slot.load_upstream(kGrad, grad_factor, g);
     slot.load_or(kX, Acc(0), x);
     slot.load_or(kY, Acc(0), y);
     if (terms.difference) {
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) x[v] -= y[v];
+      for (int v = 0; v < S::kNumbers; ++v) x[v] -= y[v];
     }
     with_form(terms.form, [&](auto form) {
       if (slot.has(kX)) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v)
+        for (int v = 0; v < S::kNumbers; ++v)
           x[v] = g[v] * (terms.x.slope * terms.x.template form<typename S::Exp>(x[v], form).u);
       }
       if (terms.difference || !slot.has(kY)) return;
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v)
+      for (int v = 0; v < S::kNumbers; ++v)
         y[v] = g[v] * (terms.y.slope * terms.y.template form<typename S::Exp>(y[v], form).u);
     });
     if (slot.has(kGradX)) slot.store(kGradX, x);
     if (slot.has(kGradY)) {
       if (terms.difference) {
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) y[v] = -x[v];
+        for (int v = 0; v < S::kNumbers; ++v) y[v] = -x[v];
       }
       slot.store(kGradY, y);
     }
   }
 };
+
+template <class T>
+constexpr int kBlocks<LogitsBackward<float>, T, Walk::kFlat> = sizeof(T) == 4 ? 6 : 4;
 
 // ---- penalties: the sums of a sample, what follows from them, and a multiple of the sample
 
@@ -155,15 +159,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   PenaltySums total{};
   if (sample < plan.samples)
     for_sample_slots<T, kWalk>(plan, Stream{}, sample, [&](const auto& slot) {
-      constexpr int kLanes = std::decay_t<decltype(slot)>::kLanes;
-      Acc g[kLanes], v[kLanes];
+      using S = std::decay_t<decltype(slot)>;
+      typename S::Numbers g, v;
       slot.load(Body::kGrads, g);
 #pragma unroll
-      for (int i = 0; i < kLanes; ++i) total.squares += static_cast<double>(g[i]) * g[i];
+      for (int i = 0; i < S::kLanes; ++i)
+        total.squares += static_cast<double>(S::lane(g, i)) * S::lane(g, i);
       if (!slot.has(Body::kGradOut)) return;
       slot.load(Body::kGradOut, v);
 #pragma unroll
-      for (int i = 0; i < kLanes; ++i) total.products += static_cast<double>(g[i]) * v[i];
+      for (int i = 0; i < S::kLanes; ++i)
+        total.products += static_cast<double>(S::lane(g, i)) * S::lane(v, i);
     });
   total = sum_threads(total, blockDim.x);
   if (threadIdx.x == 0 && sample < plan.samples)
@@ -231,18 +237,18 @@ struct ScaleSamples {
 
     template <class S>
     __device__ void operator()(const S& slot) const {
-      Acc g[S::kLanes], v[S::kLanes];
+      typename S::Numbers g, v;
       if (!slot.has(kGradOut)) {
         slot.load(kGrads, g);
 #pragma unroll
-        for (int i = 0; i < S::kLanes; ++i) g[i] *= k;
+        for (int i = 0; i < S::kNumbers; ++i) g[i] *= k;
         slot.store(kOut, g);
         return;
       }
       slot.load(kGradOut, v);
       slot.load_or(kGrads, Acc(0), g);
 #pragma unroll
-      for (int i = 0; i < S::kLanes; ++i) {
+      for (int i = 0; i < S::kNumbers; ++i) {
         v[i] *= k;
         // Where there is no turn, an infinite g must not meet the 0.
         if (l != Acc(0)) v[i] = madd(l, g[i], v[i]);
@@ -287,11 +293,12 @@ struct Interpolate {
 
     template <class S>
     __device__ void operator()(const S& slot) const {
-      Acc real[S::kLanes], fake[S::kLanes];
+      using N = typename S::Number;
+      typename S::Numbers real, fake;
       slot.load(kReal, real);
       slot.load(kFake, fake);
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) real[v] = interpolate(real[v], fake[v], w);
+      for (int v = 0; v < S::kNumbers; ++v) real[v] = interpolate(real[v], fake[v], N(w));
       slot.store(kMixed, real);
     }
   };
@@ -300,6 +307,9 @@ struct Interpolate {
     return {weights[sample]};
   }
 };
+
+template <>
+constexpr int kBlocks<Interpolate<float>, float, Walk::kFlat> = kPairInstructions ? 8 : 1;
 
 // Sums to the gradients of the weights.
 template <class T>
@@ -314,13 +324,14 @@ struct InterpolateBackward {
 
     template <class S>
     __device__ Acc operator()(const S& slot) const {
-      Acc g[S::kLanes], real[S::kLanes], fake[S::kLanes];
+      using N = typename S::Number;
+      typename S::Numbers g, real, fake;
       slot.load(kGrad, g);
       slot.load_or(kReal, Acc(0), real);
       slot.load_or(kFake, Acc(0), fake);
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) {
-        const Acc along = g[v] * (real[v] - fake[v]);
+      for (int v = 0; v < S::kNumbers; ++v) {
+        const N along = g[v] * (real[v] - fake[v]);
         real[v] = w * g[v];
         fake[v] = (Acc(1) - w) * g[v];
         g[v] = along;

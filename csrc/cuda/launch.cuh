@@ -76,11 +76,11 @@ __device__ void for_slots(const PlanType& plan, const View& view, const Stream& 
       visit(Slot<T, Single, View>(view, stream, sample, plan.row - plan.tail + i));
   }
 }
-template <class T, Walk kWalk, class PlanType, class Visit>
+template <class T, Walk kWalk, bool kKept = false, class PlanType, class Visit>
 __device__ void for_sample_slots(const PlanType& plan, const Stream& stream, int64_t sample,
                                  const Visit& visit) {
   if constexpr (kWalk == Walk::kFlat) {
-    for_slots<T, kWalk>(plan, SamplePlan<T, PlanType>(plan, sample), stream, sample, visit);
+    for_slots<T, kWalk>(plan, SamplePlan<T, kKept, PlanType>(plan, sample), stream, sample, visit);
   } else {
     for_slots<T, kWalk>(plan, plan, stream, sample, visit);
   }
@@ -92,7 +92,7 @@ __device__ void finish(double value, Acc* result, bool adds) {
 }
 
 template <class Body, class T, Walk kWalk>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kBlocks<Body, T, kWalk>)
     run(const __grid_constant__ Plan<Body::kTensors> plan, const __grid_constant__ Body body) {
   using Acc = typename Arithmetic<T>::type;
   const int64_t sample = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -120,8 +120,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     if constexpr (Body::kBySample) {
       if (plan.slots + plan.tail > 0) {
         const auto work = body.of(plan, sample);
-        for_sample_slots<T, kWalk>(plan, stream, sample,
-                                   [&](const auto& slot) { visit(work, slot); });
+        // Four numbers a slot leave registers for it, eight do not.
+        constexpr bool kKept = Body::kDraws && sizeof(T) == 4;
+        for_sample_slots<T, kWalk, kKept>(plan, stream, sample,
+                                          [&](const auto& slot) { visit(work, slot); });
       }
     } else {
       for_slots<T, kWalk>(plan, plan, stream, sample, [&](const auto& slot) { visit(body, slot); });

@@ -11,7 +11,7 @@ struct Normal {
   static constexpr bool kSums = false, kDraws = true, kBySample = false;
   template <class S>
   __device__ void operator()(const S& slot) const {
-    Acc z[S::kLanes];
+    typename S::Numbers z;
     slot.normals(z);
     slot.store(0, z);
   }
@@ -23,7 +23,7 @@ struct Uniform {
   static constexpr bool kSums = false, kDraws = true, kBySample = false;
   template <class S>
   __device__ void operator()(const S& slot) const {
-    Acc u[S::kLanes];
+    typename S::Numbers u;
     slot.uniforms(u);
     slot.store(0, u);
   }

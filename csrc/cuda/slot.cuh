@@ -4,8 +4,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstring>
 #include <type_traits>
 
+#include "cuda/pair.cuh"
 #include "cuda/position.cuh"
 #include "genkern/math.h"
 #include "genkern/normal.h"
@@ -30,15 +32,24 @@ __device__ __forceinline__ T narrow(typename Arithmetic<T>::type x) {
   return static_cast<T>(x);
 }
 
-// One sample of a plan of Walk::kFlat, as a plan of its own.
-template <class T, class Whole>
+// One sample of a plan of Walk::kFlat, as a plan of its own. kKept: its addresses stay in
+// registers, where the compiler would work them out again in every slot to save some.
+template <class T, bool kKept, class Whole>
 struct SamplePlan {
   enum { kScale = Whole::kScale, kKey, kIndex, kOperands };
 
   __device__ SamplePlan(const Whole& plan, int64_t sample) : whole(plan) {
 #pragma unroll
-    for (int i = 0; i < kScale; ++i)
+    for (int i = 0; i < kScale; ++i) {
       tensor[i] = static_cast<T*>(plan.tensor[i]) + sample * plan.sample_stride[i];
+#if defined(__CUDA_ARCH__)
+      if constexpr (kKept) {
+        size_t address = __cvta_generic_to_global(tensor[i]);
+        asm("" : "+l"(address));
+        tensor[i] = __cvta_global_to_generic(address);
+      }
+#endif
+    }
     scale = static_cast<const typename Arithmetic<T>::type*>(plan.scale) +
             sample * plan.sample_stride[kScale];
   }
@@ -93,11 +104,15 @@ __device__ __forceinline__ Pack pack(const double (&x)[2], double) {
 // Two conversions are one instruction.
 __device__ __forceinline__ uint32_t narrow_two(float low, float high, __nv_bfloat16) {
   const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-  return __bfloat16_as_ushort(two.x) | static_cast<uint32_t>(__bfloat16_as_ushort(two.y)) << 16;
+  uint32_t bits;
+  memcpy(&bits, &two, sizeof bits);
+  return bits;
 }
 __device__ __forceinline__ uint32_t narrow_two(float low, float high, __half) {
   const __half2 two = __floats2half2_rn(low, high);
-  return __half_as_ushort(two.x) | static_cast<uint32_t>(__half_as_ushort(two.y)) << 16;
+  uint32_t bits;
+  memcpy(&bits, &two, sizeof bits);
+  return bits;
 }
 template <class T>
 __device__ __forceinline__ Pack pack(const float (&x)[8], T type) {
@@ -108,15 +123,6 @@ __device__ __forceinline__ Pack pack(const float (&x)[8], T type) {
 // Numbers of the arithmetic type that a Philox block gives.
 template <class Acc>
 constexpr int kBlockElements = sizeof(Acc) == 8 ? 2 : 4;
-
-template <class Acc>
-__device__ __forceinline__ auto block_normals(const Words& b) {
-  if constexpr (kBlockElements<Acc> == 2) {
-    return normal2(b);
-  } else {
-    return normal4(b);
-  }
-}
 
 // Number j of a block.
 template <class Acc>
@@ -150,6 +156,11 @@ class Slot {
   using Acc = typename Arithmetic<T>::type;
   using Exp = std::conditional_t<sizeof(T) == 2, HalfExp, FullExp>;
   static constexpr int kLanes = Position::kLanes;
+  // The lanes as the arithmetic takes them: two floats at a time where there are several.
+  static constexpr bool kPairs = kLanes > 1 && sizeof(Acc) == 4;
+  using Number = std::conditional_t<kPairs, Pair, Acc>;
+  static constexpr int kNumbers = kPairs ? kLanes / 2 : kLanes;
+  using Numbers = Number[kNumbers];
 
   // `stream`, the sample's, is read where the position is flat.
   __device__ Slot(const PlanType& plan, const Stream& stream, int64_t sample, int64_t index)
@@ -165,21 +176,33 @@ class Slot {
   __device__ bool has(int i) const { return plan_.has(i); }
   __device__ int count() const { return count_; }  // lanes that exist
 
-  __device__ void load(int i, Acc (&x)[kLanes], int64_t repeat = 0) const {
+  template <class N>  // const or not
+  static __device__ auto& lane(N& x, int v) {
+    if constexpr (kPairs) {
+      return v % 2 ? x[v / 2].y : x[v / 2].x;
+    } else {
+      return x[v];
+    }
+  }
+
+  __device__ void load(int i, Numbers& x, int64_t repeat = 0) const {
     const T* p = position_.template pointer<T>(i, repeat);
     if constexpr (kLanes == 1) {
       x[0] = widen(*p);
     } else if (broadcasts(i)) {
       fill(widen(*p), x);
     } else if (packed_) {
-      unpack(*reinterpret_cast<const Pack*>(p), x, T{});
+      Acc lanes[kLanes];
+      unpack(*reinterpret_cast<const Pack*>(p), lanes, T{});
+#pragma unroll
+      for (int v = 0; v < kLanes; ++v) lane(x, v) = lanes[v];
     } else {
 #pragma unroll
-      for (int v = 0; v < kLanes; ++v) x[v] = v < count_ ? widen(p[v]) : Acc(0);
+      for (int v = 0; v < kLanes; ++v) lane(x, v) = v < count_ ? widen(p[v]) : Acc(0);
     }
   }
 
-  __device__ void load_or(int i, Acc fallback, Acc (&x)[kLanes], int64_t repeat = 0) const {
+  __device__ void load_or(int i, Acc fallback, Numbers& x, int64_t repeat = 0) const {
     if (has(i)) {
       load(i, x, repeat);
     } else {
@@ -188,7 +211,7 @@ class Slot {
   }
 
   // The upstream gradient: tensor i, or the reduced value's times `factor`, the same for the slot.
-  __device__ void load_upstream(int i, Acc factor, Acc (&g)[kLanes]) const {
+  __device__ void load_upstream(int i, Acc factor, Numbers& g) const {
     if (has(i)) {
       load(i, g);
     } else {
@@ -196,72 +219,80 @@ class Slot {
     }
   }
 
-  static __device__ void fill(Acc value, Acc (&x)[kLanes]) {
+  static __device__ void fill(Acc value, Numbers& x) {
 #pragma unroll
-    for (int v = 0; v < kLanes; ++v) x[v] = value;
+    for (int v = 0; v < kNumbers; ++v) x[v] = value;
   }
 
-  __device__ void store(int i, const Acc (&x)[kLanes], int64_t repeat = 0) const {
+  __device__ void store(int i, const Numbers& x, int64_t repeat = 0) const {
     T* p = position_.template pointer<T>(i, repeat);
     if constexpr (kLanes == 1) {
       *p = narrow<T>(x[0]);
     } else if (packed_) {
-      *reinterpret_cast<Pack*>(p) = pack(x, T{});
+      Acc lanes[kLanes];
+#pragma unroll
+      for (int v = 0; v < kLanes; ++v) lanes[v] = lane(x, v);
+      *reinterpret_cast<Pack*>(p) = pack(lanes, T{});
     } else {
 #pragma unroll
       for (int v = 0; v < kLanes; ++v)
-        if (v < count_) p[v] = narrow<T>(x[v]);
+        if (v < count_) p[v] = narrow<T>(lane(x, v));
     }
   }
 
-  __device__ void normals(Acc (&z)[kLanes], int64_t repeat = 0) const {
-    if constexpr (kLanes > 1) {
+  __device__ void normals(Numbers& z, int64_t repeat = 0) const {
+    if constexpr (kPairs) {
 #pragma unroll
-      for (int v = 0; v < kLanes; v += kBlock) {
-        const auto n = block_normals<Acc>(block(repeat, v));
-#pragma unroll
-        for (int j = 0; j < kBlock; ++j) z[v + j] = n.z[j];
-      }
+      for (int v = 0; v < kNumbers; v += 2) normal4(block(repeat, 2 * v), z[v], z[v + 1]);
     } else if constexpr (kBlock == 2) {
       const Normals64 n = normal2(block(repeat, 0));
-      z[0] = lane(repeat) ? n.z[1] : n.z[0];
+      if constexpr (kLanes == 2) {
+        z[0] = n.z[0];
+        z[1] = n.z[1];
+      } else {
+        z[0] = number(repeat) ? n.z[1] : n.z[0];
+      }
     } else {
       const Words b = block(repeat, 0);
-      const int j = lane(repeat);
+      const int j = number(repeat);
       float even, odd;
       box_muller<ScalarLanes>(j & 2 ? b.w[2] : b.w[0], j & 2 ? b.w[3] : b.w[1], even, odd);
       z[0] = j & 1 ? odd : even;
     }
   }
 
-  __device__ void uniforms(Acc (&u)[kLanes]) const {
+  __device__ void uniforms(Numbers& u) const {
     if constexpr (kLanes > 1) {
 #pragma unroll
       for (int v = 0; v < kLanes; v += kBlock) {
         const Words b = block(0, v);
 #pragma unroll
-        for (int j = 0; j < kBlock; ++j) u[v + j] = block_uniform<Acc>(b, j);
+        for (int j = 0; j < kBlock; ++j) lane(u, v + j) = block_uniform<Acc>(b, j);
       }
     } else {
-      u[0] = block_uniform<Acc>(block(0, 0), lane(0));
+      u[0] = block_uniform<Acc>(block(0, 0), number(0));
     }
   }
 
-  // The sum over the lanes that exist, in pairs.
-  __device__ Acc sum(const Acc (&x)[kLanes]) const {
-    Acc s[kLanes];
+  // The sum over the lanes that exist: of the two halves, then of theirs.
+  __device__ Acc sum(const Numbers& x) const {
+    Numbers s;
 #pragma unroll
-    for (int v = 0; v < kLanes; ++v) s[v] = x[v];
+    for (int v = 0; v < kNumbers; ++v) s[v] = x[v];
     if (!Position::kFlat && kLanes > 1 && count_ < kLanes) {
 #pragma unroll
       for (int v = 0; v < kLanes; ++v)
-        if (v >= count_) s[v] = Acc(0);
+        if (v >= count_) lane(s, v) = Acc(0);
     }
 #pragma unroll
-    for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int width = kNumbers / 2; width > 0; width /= 2)
 #pragma unroll
       for (int v = 0; v < width; ++v) s[v] += s[v + width];
-    return s[0];
+    if constexpr (kPairs) {
+      return s[0].x + s[0].y;
+    } else {
+      return s[0];
+    }
   }
 
  private:
@@ -276,7 +307,7 @@ class Slot {
   __device__ uint64_t element(int64_t repeat) const {
     return position_.offset(PlanType::kIndex, repeat);
   }
-  __device__ int lane(int64_t repeat) const { return element(repeat) % kBlock; }
+  __device__ int number(int64_t repeat) const { return element(repeat) % kBlock; }
   __device__ Words block(int64_t repeat, int lane) const {
     const uint64_t index = position_.template block<kBlock>(repeat, lane);
     if constexpr (Position::kFlat) {
@@ -292,5 +323,11 @@ class Slot {
   int count_ = kLanes;
   bool packed_ = true;
 };
+
+// How many blocks of a kernel must find registers on a multiprocessor: more than 1 where the
+// compiler would take a few more, and a whole block from what is in flight, to save hardly an
+// instruction.
+template <class Body, class T, Walk kWalk>
+constexpr int kBlocks = 1;
 
 }  // namespace genkern::cuda

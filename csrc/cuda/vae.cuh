@@ -29,8 +29,8 @@ struct CompensatedSum {
   __device__ Acc value() const { return sum + error; }
 };
 
-template <Noise kNoise, class S, class Acc>
-__device__ void draw(const S& slot, int tensor, Acc (&eps)[S::kLanes], int64_t repeat = 0) {
+template <Noise kNoise, class S>
+__device__ void draw(const S& slot, int tensor, typename S::Numbers& eps, int64_t repeat = 0) {
   if constexpr (kNoise == Noise::kKey) {
     slot.normals(eps, repeat);
   } else {
@@ -46,18 +46,18 @@ struct Rsample {
 
   template <class S>
   __device__ void operator()(const S& slot) const {
-    Acc mu[S::kLanes], sigma[S::kLanes];
+    typename S::Numbers mu, sigma;
     slot.load(kMu, mu);
     slot.load(kLogvar, sigma);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v)
+    for (int v = 0; v < S::kNumbers; ++v)
       sigma[v] = standard_deviation<typename S::Exp>(clamp(sigma[v]));
 #pragma unroll 1
     for (int64_t k = 0; k < slot.repeats(); ++k) {
-      Acc z[S::kLanes];
+      typename S::Numbers z;
       draw<kNoise>(slot, kEps, z, k);
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) z[v] = reparameterise(mu[v], sigma[v], z[v]);
+      for (int v = 0; v < S::kNumbers; ++v) z[v] = reparameterise(mu[v], sigma[v], z[v]);
       slot.store(kZ, z, k);
     }
   }
@@ -68,8 +68,8 @@ template <class Acc, bool kGeneral>
 struct Prior {
   Acc mu, logvar, free_bits;
 
-  template <class Exp>
-  __device__ auto divergence(Acc posterior_mu, Acc l, Acc sigma, Acc m2, Acc lv2) const {
+  template <class Exp, class N>
+  __device__ Kl<N> divergence(N posterior_mu, N l, N sigma, N m2, N lv2) const {
     if constexpr (kGeneral) {
       return kl_prior<Exp>(posterior_mu, l, m2, lv2);
     } else {
@@ -87,7 +87,7 @@ struct RsampleKl {
 
   template <class S>
   __device__ Acc operator()(const S& slot) const {
-    Acc mu[S::kLanes], l[S::kLanes], m2[S::kLanes], lv2[S::kLanes], z[S::kLanes], kl[S::kLanes];
+    typename S::Numbers mu, l, m2, lv2, z, kl;
     slot.load(kMu, mu);
     slot.load(kLogvar, l);
     if constexpr (kGeneral) {
@@ -96,13 +96,13 @@ struct RsampleKl {
     }
     if constexpr (kNoise != Noise::kNone) draw<kNoise>(slot, kEps, z);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v) {
+    for (int v = 0; v < S::kNumbers; ++v) {
       l[v] = clamp(l[v]);
-      const Acc sigma = standard_deviation<typename S::Exp>(l[v]);
+      const auto sigma = standard_deviation<typename S::Exp>(l[v]);
       if constexpr (kNoise != Noise::kNone) z[v] = reparameterise(mu[v], sigma, z[v]);
       kl[v] = with_free_bits(
           prior.template divergence<typename S::Exp>(mu[v], l[v], sigma, m2[v], lv2[v]).value,
-          prior.free_bits);
+          typename S::Number(prior.free_bits));
     }
     if constexpr (kNoise != Noise::kNone) slot.store(kZ, z);
     if (slot.has(kKl)) slot.store(kKl, kl);
@@ -110,15 +110,19 @@ struct RsampleKl {
   }
 };
 
+template <>
+constexpr int kBlocks<RsampleKl<float, Noise::kTensor, true>, float, Walk::kFlat> = 4;
+
 // Clamps, where there are bounds. Gives a bit for each lane, set where it is outside.
-template <class Acc, int kLanes>
-__device__ unsigned clamp_lanes(const LogvarClamp<Acc>& clamp, Acc (&logvar)[kLanes]) {
+template <class S, class Acc>
+__device__ unsigned clamp_lanes(const LogvarClamp<Acc>& clamp, typename S::Numbers& logvar) {
   unsigned outside = 0;
   if (clamp.min == Acc(-INFINITY) && clamp.max == Acc(INFINITY)) return outside;
 #pragma unroll
-  for (int v = 0; v < kLanes; ++v) {
-    if (clamp.gradient(logvar[v], Acc(1)) == Acc(0)) outside |= 1u << v;
-    logvar[v] = clamp(logvar[v]);
+  for (int v = 0; v < S::kLanes; ++v) {
+    Acc& lane = S::lane(logvar, v);
+    if (clamp.gradient(lane, Acc(1)) == Acc(0)) outside |= 1u << v;
+    lane = clamp(lane);
   }
   return outside;
 }
@@ -148,11 +152,11 @@ struct RsampleKlBackward {
 
   template <class S>
   __device__ void operator()(const S& slot) const {
-    Acc logvar[S::kLanes], sigma[S::kLanes], grad_mu[S::kLanes], grad_logvar[S::kLanes];
+    typename S::Numbers logvar, sigma, grad_mu, grad_logvar;
     slot.load(kLogvar, logvar);
-    const unsigned outside = clamp_lanes(clamp, logvar);
+    const unsigned outside = clamp_lanes<S>(clamp, logvar);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v) {
+    for (int v = 0; v < S::kNumbers; ++v) {
       sigma[v] = standard_deviation<typename S::Exp>(logvar[v]);
       grad_mu[v] = grad_logvar[v] = 0;
     }
@@ -163,7 +167,7 @@ struct RsampleKlBackward {
       if (outside != 0) {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v)
-          if (outside >> v & 1) grad_logvar[v] = 0;
+          if (outside >> v & 1) S::lane(grad_logvar, v) = 0;
       }
       slot.store(kGradLogvar, grad_logvar);
     }
@@ -171,21 +175,22 @@ struct RsampleKlBackward {
 
  private:
   template <class S>
-  __device__ void through_sample(const S& slot, const Acc (&sigma)[S::kLanes],
-                                 Acc (&grad_mu)[S::kLanes], Acc (&grad_logvar)[S::kLanes]) const {
+  __device__ void through_sample(const S& slot, const typename S::Numbers& sigma,
+                                 typename S::Numbers& grad_mu,
+                                 typename S::Numbers& grad_logvar) const {
     if (!slot.has(kGradZ) && !slot.has(kGradEps)) return;
-    CompensatedSum<Acc> sum[S::kLanes], product[S::kLanes];
+    CompensatedSum<typename S::Number> sum[S::kNumbers], product[S::kNumbers];
 #pragma unroll 1
     for (int64_t k = 0; k < slot.repeats(); ++k) {
-      Acc gz[S::kLanes], eps[S::kLanes];
+      typename S::Numbers gz, eps;
       slot.load_or(kGradZ, Acc(0), gz, k);
       if (slot.has(kGradZ) && slot.has(kGradLogvar)) {
         draw<kNoise>(slot, kEps, eps, k);
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v) product[v].add(gz[v] * eps[v], k == 0);
+        for (int v = 0; v < S::kNumbers; ++v) product[v].add(gz[v] * eps[v], k == 0);
       }
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) {
+      for (int v = 0; v < S::kNumbers; ++v) {
         sum[v].add(gz[v], k == 0);
         gz[v] *= sigma[v];
       }
@@ -193,17 +198,19 @@ struct RsampleKlBackward {
         if (slot.has(kGradEps)) slot.store(kGradEps, gz, k);
     }
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v) {
+    for (int v = 0; v < S::kNumbers; ++v) {
       grad_mu[v] = sum[v].value();
       grad_logvar[v] = product[v].value() * (Acc(0.5) * sigma[v]);
     }
   }
 
   template <class S>
-  __device__ void through_kl(const S& slot, const Acc (&logvar)[S::kLanes],
-                             const Acc (&sigma)[S::kLanes], Acc (&grad_mu)[S::kLanes],
-                             Acc (&grad_logvar)[S::kLanes]) const {
-    Acc mu[S::kLanes], m2[S::kLanes] = {}, lv2[S::kLanes] = {}, g[S::kLanes];
+  __device__ void through_kl(const S& slot, const typename S::Numbers& logvar,
+                             const typename S::Numbers& sigma, typename S::Numbers& grad_mu,
+                             typename S::Numbers& grad_logvar) const {
+    typename S::Numbers mu, m2, lv2, g;
+    slot.fill(0, m2);
+    slot.fill(0, lv2);
     if (grad_kl) {
       slot.load(kMu, mu);
       if constexpr (kGeneral) {
@@ -211,18 +218,18 @@ struct RsampleKlBackward {
         slot.load_or(kPriorLogvar, prior.logvar, lv2);
       }
       slot.load_upstream(kGradKl, grad_kl_factor, g);
-      decltype(prior.template divergence<typename S::Exp>(0, 0, 0, 0, 0)) kl[S::kLanes];
+      Kl<typename S::Number> kl[S::kNumbers];
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v)
+      for (int v = 0; v < S::kNumbers; ++v)
         kl[v] =
             prior.template divergence<typename S::Exp>(mu[v], logvar[v], sigma[v], m2[v], lv2[v]);
       if (prior.free_bits > Acc(0)) {  // else none is below, and its value does not matter
 #pragma unroll
-        for (int v = 0; v < S::kLanes; ++v)
-          g[v] = free_bits_gradient(kl[v].value, prior.free_bits, g[v]);
+        for (int v = 0; v < S::kNumbers; ++v)
+          g[v] = free_bits_gradient(kl[v].value, typename S::Number(prior.free_bits), g[v]);
       }
 #pragma unroll
-      for (int v = 0; v < S::kLanes; ++v) {
+      for (int v = 0; v < S::kNumbers; ++v) {
         m2[v] = -g[v] * kl[v].mu;
         grad_mu[v] = madd(g[v], kl[v].mu, grad_mu[v]);
         grad_logvar[v] = madd(g[v], kl[v].logvar, grad_logvar[v]);
@@ -236,6 +243,10 @@ struct RsampleKlBackward {
   }
 };
 
+template <bool kGeneral, class T>
+constexpr int kBlocks<RsampleKlBackward<float, Noise::kTensor, kGeneral>, T, Walk::kFlat> =
+    kPairInstructions ? (kGeneral || sizeof(T) == 2 ? 3 : 5) : 1;
+
 template <class Acc>
 struct BernoulliNllOp {
   enum { kLogits, kX, kNll, kTensors };
@@ -243,11 +254,11 @@ struct BernoulliNllOp {
 
   template <class S>
   __device__ Acc operator()(const S& slot) const {
-    Acc logits[S::kLanes], x[S::kLanes];
+    typename S::Numbers logits, x;
     slot.load(kLogits, logits);
     slot.load(kX, x);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v)
+    for (int v = 0; v < S::kNumbers; ++v)
       x[v] = genkern::bernoulli_nll<typename S::Exp>(logits[v], x[v]).value;
     if (slot.has(kNll)) slot.store(kNll, x);
     return slot.sum(x);
@@ -262,12 +273,12 @@ struct BernoulliNllBackward {
 
   template <class S>
   __device__ void operator()(const S& slot) const {
-    Acc g[S::kLanes], logits[S::kLanes], x[S::kLanes];
+    typename S::Numbers g, logits, x;
     slot.load_upstream(kGrad, grad_factor, g);
     slot.load(kLogits, logits);
     slot.load(kX, x);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v) {
+    for (int v = 0; v < S::kNumbers; ++v) {
       x[v] = g[v] * genkern::bernoulli_nll<typename S::Exp>(logits[v], x[v]).logit;
       logits[v] = -g[v] * logits[v];
     }
@@ -281,12 +292,12 @@ struct Decoder {
   LogvarClamp<Acc> clamp;
   Acc inverse_sigma, half_log_2_pi_variance;
 
-  template <class Exp>
-  __device__ auto nll(Acc x_hat, Acc x, Acc logvar) const {
+  template <class Exp, class N>
+  __device__ GaussianNll<N> nll(N x_hat, N x, N logvar) const {
     if constexpr (kLearned) {
       return genkern::gaussian_nll<Exp>(x_hat, x, clamp(logvar));
     } else {
-      return genkern::gaussian_nll(x_hat, x, inverse_sigma, half_log_2_pi_variance);
+      return genkern::gaussian_nll(x_hat, x, N(inverse_sigma), N(half_log_2_pi_variance));
     }
   }
 };
@@ -299,12 +310,12 @@ struct GaussianNllOp {
 
   template <class S>
   __device__ Acc operator()(const S& slot) const {
-    Acc x_hat[S::kLanes], x[S::kLanes], logvar[S::kLanes];
+    typename S::Numbers x_hat, x, logvar;
     slot.load(kXHat, x_hat);
     slot.load(kX, x);
     if constexpr (kLearned) slot.load(kLogvar, logvar);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v)
+    for (int v = 0; v < S::kNumbers; ++v)
       x[v] = decoder.template nll<typename S::Exp>(x_hat[v], x[v], logvar[v]).value;
     if (slot.has(kNll)) slot.store(kNll, x);
     return slot.sum(x);
@@ -320,13 +331,13 @@ struct GaussianNllBackward {
 
   template <class S>
   __device__ void operator()(const S& slot) const {
-    Acc g[S::kLanes], x_hat[S::kLanes], x[S::kLanes], logvar[S::kLanes];
+    typename S::Numbers g, x_hat, x, logvar;
     slot.load_upstream(kGrad, grad_factor, g);
     slot.load(kXHat, x_hat);
     slot.load(kX, x);
     if constexpr (kLearned) slot.load(kLogvar, logvar);
 #pragma unroll
-    for (int v = 0; v < S::kLanes; ++v) {
+    for (int v = 0; v < S::kNumbers; ++v) {
       const auto nll = decoder.template nll<typename S::Exp>(x_hat[v], x[v], logvar[v]);
       x[v] = g[v] * nll.x;
       x_hat[v] = -x[v];
@@ -338,5 +349,8 @@ struct GaussianNllBackward {
       if (slot.has(kGradLogvar)) slot.store(kGradLogvar, logvar);
   }
 };
+
+template <class T>
+constexpr int kBlocks<GaussianNllBackward<float, true>, T, Walk::kFlat> = 5;
 
 }  // namespace genkern::cuda

@@ -8,6 +8,7 @@ import importlib
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,10 @@ class Backend:
         kernel = self.kernel(op, args)
         return kernel if isinstance(kernel, str) else None
 
+    def cpu_operator(self, op: Op) -> torch._ops.OpOverload | None:
+        """An operator that is the kernel for every call on a CPU, for compiled code."""
+        return None
+
 
 class ReferenceBackend(Backend):
     """The operator's definition in PyTorch: any device, any shape."""
@@ -77,14 +82,30 @@ _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 )
 
 
+# Whether any thread may have chosen: compiled code is compiled once for each answer. The count is
+# never too small, even where a signal interrupts.
+_may_choose = _chosen.get() is not None
+_choices = int(_may_choose)
+_counting = threading.Lock()
+
+
+def _count_choices(difference: int) -> None:
+    global _choices, _may_choose
+    with _counting:
+        _choices += difference
+        _may_choose = _choices > 0
+
+
 @contextlib.contextmanager
 def choosing(name: str | None) -> Iterator[None]:
     """Sets the chosen backend in this context."""
+    _count_choices(1)
     token = _chosen.set(name)
     try:
         yield
     finally:
         _chosen.reset(token)
+        _count_choices(-1)
 
 
 class _EagerFunction(torch.autograd.Function):
@@ -100,33 +121,40 @@ class _EagerFunction(torch.autograd.Function):
         return (None, *ctx.call[0]._backward(ctx, grads, ctx.needs_input_grad[1:]))
 
 
+def _over(grad: Tensor, like: Tensor) -> Tensor:
+    """An upstream gradient of one number, or of one a sample, in a shape that broadcasts."""
+    if grad.dim() == 0 or like.dim() == grad.dim():
+        return grad
+    return grad.reshape((*grad.shape, *[1] * (like.dim() - grad.dim())) if like.dim() else ())
+
+
 class _FormingFunction(torch.autograd.Function):
     """Autograd in plain eager of a loss that forms its gradients with its value."""
 
     @staticmethod
     def forward(ctx: Any, op: Op, *args: Any) -> Any:
-        value, *gradients = op.forming._route(*args)  # type: ignore[union-attr]
+        made = op.forming._route(*args)  # type: ignore[union-attr]
         op._save(ctx, args)
         # Not among the saved tensors: what a backward pass hands out is its receiver's to change.
-        ctx.formed = gradients
-        return value
+        ctx.formed = made[1:]
+        return made[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Any:
-        op, needs = ctx.call[0], ctx.needs_input_grad
+        needs = ctx.needs_input_grad
         # Where the gradient has to be differentiable, or is asked for a second time: by the
         # formula, as if it were not there.
-        found = None if torch.is_grad_enabled() else vars(ctx).pop("formed", None)
-        if grad is None or found is None:
+        formed = None if _grad_enabled() else vars(ctx).pop("formed", None)
+        op = ctx.call[0]
+        if grad is None or formed is None:
             return (None, *op._backward(ctx, (grad,), needs[1:]))
-        wanted = [g if need else None for g, need in zip(found, needs[1:], strict=False)]
+        found: list[Tensor | None] = [None] * len(needs)
         # Reading a number of the CPU costs nothing, and it is 1 wherever a loss is the last step.
-        if grad.dim() or grad.item() != 1.0:
-            for g in wanted:
-                if g is not None:
-                    sizes = (*grad.shape, *[1] * (g.dim() - grad.dim())) if g.dim() else ()
-                    g.mul_(grad.reshape(sizes))
-        return (None, *wanted, *op._not_formed)
+        scaled = grad.dim() or grad.item() != 1.0
+        for i, g in enumerate(formed, 1):
+            if needs[i]:
+                found[i] = g.mul_(_over(grad, g)) if scaled else g
+        return tuple(found)
 
 
 class _FunctorchFunction(torch.autograd.Function):
@@ -158,6 +186,7 @@ _FORMING = (torch.float32, torch.float64, torch.bfloat16)
 # Looked up once: a small call is made of little else.
 _compiling = torch.compiler.is_compiling
 _exporting = torch.compiler.is_exporting
+_grad_enabled = torch.is_grad_enabled
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
 
@@ -232,14 +261,18 @@ class Op:
         # An operator with a gradient has its tensors first.
         self._tensors = [i for i, a in enumerate(arguments) if "Tensor" in str(a.type)]
         self._saved = [i for i in self._tensors if saves is None or arguments[i].name in saves]
+        self._cpu_operator: Callable[..., Any] | None = None
         formed = 0 if forming is None else len(forming.overload._schema.returns) - 1
         self._constant = self._tensors[formed:]
-        self._not_formed = (None,) * (len(arguments) - formed)
         OPS[self.name] = self
 
     def __call__(self, *args: Any) -> Any:
         if _compiling() or _dispatch_modes():
-            return self.overload(*(_finite(args) if _exporting() else args))
+            if _exporting():
+                return self.overload(*_finite(args))
+            if _compiling() and self._goes_to_cpu(args) and self._has_cpu_operator():
+                return self._cpu_operator(*args)  # type: ignore[misc]
+            return self.overload(*args)
         if _functorch_level() is not None:
             if self._formula is None:
                 return self.overload(*args)
@@ -252,8 +285,14 @@ class Op:
                     return self._dispatch(args)
                 if a.requires_grad:
                     needs_gradient = True
-        if needs_gradient and self._formula is not None and torch.is_grad_enabled():
-            return (_forming if self._forms(args) else _eager)(self, *args)  # type: ignore[no-untyped-call]
+        if needs_gradient and self._formula is not None and _grad_enabled():
+            if self.forming is not None and args[0].is_cpu and args[0].dtype in _FORMING:
+                for i in self._constant:
+                    if args[i] is not None and args[i].requires_grad:
+                        break
+                else:
+                    return _forming(self, *args)  # type: ignore[no-untyped-call]
+            return _eager(self, *args)  # type: ignore[no-untyped-call]
         # Plain tensors in plain eager: the dispatcher would only lead back here, at the price of
         # two conversions of every argument.
         return self._route(*args)
@@ -266,11 +305,6 @@ class Op:
             return importlib.import_module("genkern.distributed").call_sharded(self, args)
         return self.overload(*args)
 
-    def _forms(self, args: Args) -> bool:
-        if self.forming is None or not args[0].is_cpu or args[0].dtype not in _FORMING:
-            return False
-        return not any(args[i] is not None and args[i].requires_grad for i in self._constant)
-
     def bytes_moved(self, *args: Any) -> int:
         """Bytes a call must read and write: each tensor once, an expanded dimension not at all."""
         outputs = self.fake(*args)
@@ -280,6 +314,31 @@ class Op:
             for a in tensors
             if isinstance(a, Tensor)
         )
+
+    # ---- in compiled code
+
+    def _goes_to_cpu(self, args: Args) -> bool:
+        """Whether compiled code can call a CPU's kernel without asking `_route` each time.
+
+        Where a gradient may be asked for, only `overload` has one.
+        """
+        if _may_choose or _grad_enabled():
+            return False
+        for i in self._tensors:
+            a = args[i]
+            if a is not None and not (type(a) in _PLAIN and a.device.type == "cpu"):
+                return False
+        return True
+
+    # Runs while code is compiled, which then finds the operator in the attribute.
+    def _has_cpu_operator(self) -> bool:
+        if _functorch_level() is not None:  # only `overload` has its rules
+            return False
+        self._cpu_operator = BACKENDS[0].cpu_operator(self)
+        return self._cpu_operator is not None
+
+    # What torch.compiler.assume_constant_result does, which imports the compiler, sympy and triton.
+    _has_cpu_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     # ---- choosing a backend
 
@@ -316,10 +375,14 @@ class Op:
     # ---- autograd: three ways in, one formula
 
     def _save(self, ctx: Any, args: Args) -> None:
-        ctx.save_for_backward(*[args[i] for i in self._saved])
+        count = len(self._tensors)
+        if len(self._saved) == count:
+            ctx.save_for_backward(*args[:count])
+        else:
+            ctx.save_for_backward(*[args[i] for i in self._saved])
         ctx.set_materialize_grads(False)
         # Backward may run on another thread, which does not see this context's choice.
-        ctx.call = self, args[len(self._tensors) :], _chosen.get()
+        ctx.call = self, args[count:], _chosen.get()
 
     def _backward(
         self, ctx: Any, grads: Sequence[Tensor | None], needs: Sequence[bool]
@@ -403,6 +466,9 @@ class WritingOp(Op):
                     yield Sample(f"{case.id}-in_place", (out, *case.args[1:], out))
 
         super().__init__(schema, reference=reference, fake=lambda *args: None, samples=samples)
+
+    def _goes_to_cpu(self, args: Args) -> bool:
+        return False  # `_route` does more than the kernel
 
     def _route(self, *args: Any) -> None:
         super()._route(*args)

@@ -22,6 +22,23 @@ _ROUNDS = 10
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+def new_words(
+    batch: int | None,
+    device: torch.device | str | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """`genkern.random.new_key` as int64, which spares those who only hand it on a view."""
+    words = torch.randint(
+        -(2**63),
+        2**63 - 1,
+        (2,) if batch is None else (batch, 2),
+        dtype=torch.int64,
+        device=device if generator is None else generator.device,
+        generator=generator,
+    )
+    return words if generator is None or device is None else words.to(device)
+
+
 def _low(x: Tensor) -> Tensor:
     return x & _MASK
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genkern._ops import checks
-from genkern.random import new_key
+from genkern._ops.random import new_words
 
 # "torch": the numbers that the package would have drawn. "key": genkern's.
 SOURCES = ("torch", "key")
@@ -20,5 +20,5 @@ def check_source(source: str) -> None:
 def drawn(source: str, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """A new key, or new noise from PyTorch's default generator."""
     if source == "key":
-        return new_key(device=like.device), None
+        return new_words(None, like.device, None), None
     return None, torch.randn_like(like)

@@ -16,9 +16,10 @@ import logging
 import math
 import operator
 import sys
+from collections import OrderedDict
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import diffusers
 import torch
@@ -40,9 +41,9 @@ from genkern._levels import readable, tracing
 from genkern._ops import checks
 from genkern._ops import diffusion as ops
 from genkern._ops.elements import arithmetic
+from genkern._ops.random import new_words
 from genkern._schedules import NoiseSchedule
 from genkern.integrations._patch import Applied, Change, Patch, say_once
-from genkern.random import new_key
 from genkern.vae import DiagonalGaussian, rsample_kl
 
 __all__ = [
@@ -63,6 +64,7 @@ _UNTESTED = (
 )
 
 Options: TypeAlias = tuple[Any, ...]
+_Output = TypeVar("_Output", DDIMSchedulerOutput, DDPMSchedulerOutput)
 Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 
 _LOGGER = logging.getLogger(__name__)
@@ -72,6 +74,8 @@ _SMALLEST_VARIANCE = 1e-20
 # Of a posterior's log-variance.
 _CLAMP = (-30.0, 20.0)
 _INTEGERS = (torch.int64, torch.int32)
+# What a run depends on: attributes that are replaced, not written to, when they change.
+_STATE = ("_internal_dict", "alphas_cumprod", "timesteps", "num_inference_steps")
 # What a prediction means at a level does not depend on the other levels.
 _PATH = NoiseSchedule.linear(2)
 
@@ -106,6 +110,8 @@ class _Sampler:
     calls: tuple[str, ...]
     # Whether a step need not be one of the run's.
     any_step: bool
+    # The attributes that a run depends on.
+    state: tuple[str, ...]
 
     def __init__(self) -> None:
         self.step = self.stock.step
@@ -165,6 +171,7 @@ class _DDPM(_Sampler):
     stock = DDPMScheduler
     calls = ("_get_variance", "_threshold_sample", "previous_timestep")
     any_step = False
+    state = (*_STATE, "custom_timesteps", "variance_type")
 
     def options(self, scheduler: Any) -> Options:
         return (scheduler.variance_type,)
@@ -220,6 +227,7 @@ class _DDIM(_Sampler):
     stock = DDIMScheduler
     calls = ("_get_variance", "_threshold_sample")
     any_step = True
+    state = (*_STATE, "final_alpha_cumprod")
 
     def options(self, scheduler: Any) -> Options:
         return (0.0, False)
@@ -257,17 +265,22 @@ class _Run:
     def __init__(self, sampler: _Sampler, scheduler: Any, options: Options) -> None:
         self.settings = sampler.settings(scheduler, options)
         self._sampler, self.options = sampler, options
-        self._state = _state(scheduler)
+        self._state = self._state_of(scheduler)
         self._tables: dict[Any, Tensor] = {}
         self._rows: dict[Any, dict[int, Tensor]] = {}
 
+    def _state_of(self, scheduler: Any) -> list[Any]:
+        get = scheduler.__dict__.get
+        return [get(name) for name in self._sampler.state]
+
     def is_of(self, scheduler: Any, options: Options) -> bool:
         """Whether this is what would be made of the scheduler now."""
-        return self.options == options and all(map(operator.is_, self._state, _state(scheduler)))
+        state = self._state_of(scheduler)
+        return self.options == options and all(map(operator.is_, self._state, state))
 
     def renewed(self, scheduler: Any, options: Options) -> bool:
         """The same by value, for what has been set to what it was."""
-        state = _state(scheduler)
+        state = self._state_of(scheduler)
         if self.options != options or not all(map(_equal, self._state, state)):
             return False
         self._state = state
@@ -305,17 +318,6 @@ class _Run:
         return rows[t]
 
 
-_STATE = (
-    "_internal_dict",
-    "alphas_cumprod",
-    "final_alpha_cumprod",
-    "timesteps",
-    "num_inference_steps",
-    "custom_timesteps",
-    "variance_type",
-)
-
-
 def _equal(a: Any, b: Any) -> bool:
     if a is b:
         return True
@@ -323,12 +325,6 @@ def _equal(a: Any, b: Any) -> bool:
         return bool(a == b)
     # A device is not waited for.
     return isinstance(b, Tensor) and a.is_cpu and b.is_cpu and torch.equal(a, b)
-
-
-def _state(scheduler: Any) -> Sequence[Any]:
-    """What a run depends on: attributes that are replaced, not written to, when they change."""
-    get = scheduler.__dict__.get
-    return [get(name) for name in _STATE]
 
 
 # ---- step
@@ -359,7 +355,8 @@ def _step(
 
     where = (arithmetic(x_t.dtype), x_t.device)
     index = None
-    if tracing() or (isinstance(timestep, Tensor) and not readable(timestep)):
+    known = readable(timestep) if isinstance(timestep, Tensor) else not tracing()
+    if not known:
         t = timestep if isinstance(timestep, Tensor) else torch.full((), timestep)
         rows = run.table(scheduler, *where)
         if rows is not None:
@@ -391,9 +388,12 @@ def _step(
 
 def _unfit(output: Any, x_t: Any, timestep: Any, learned: bool, noise: Tensor | None) -> str | None:
     """Why these arguments have no kernel."""
-    for name, x in (("model_output", output), ("sample", x_t), ("variance_noise", noise)):
-        if x is not None and (not isinstance(x, Tensor) or x.dtype not in checks.FLOATING):
-            return f"{name} is not a floating tensor"
+    if not isinstance(output, Tensor) or output.dtype not in checks.FLOATING:
+        return "model_output is not a floating tensor"
+    if not isinstance(x_t, Tensor) or x_t.dtype not in checks.FLOATING:
+        return "sample is not a floating tensor"
+    if noise is not None and not (isinstance(noise, Tensor) and noise.dtype in checks.FLOATING):
+        return "variance_noise is not a floating tensor"
     shape = x_t.shape
     if len(shape) < 2 or 0 in shape:
         return "sample has fewer than two dimensions or no elements"
@@ -427,9 +427,22 @@ def _drawn(
     if isinstance(generator, list) and len(generator) == 1:
         generator = generator[0]
     if not isinstance(generator, list):
-        return new_key(device=device, generator=generator), None
-    keys = [new_key(1, device=device, generator=generator[i]) for i in range(len(x_t))]
+        if generator is not None:
+            checks.generator("step", generator)
+        return new_words(None, device, generator), None
+    keys = [new_words(1, device, generator[i]) for i in range(len(x_t))]
     return torch.cat(keys), None
+
+
+def _output(kind: type[_Output], prev_sample: Tensor, pred_original_sample: Tensor) -> _Output:
+    """kind(prev_sample, pred_original_sample), without the checks that take as long as a step."""
+    if torch.compiler.is_compiling():
+        return kind(prev_sample, pred_original_sample)
+    output, put = OrderedDict.__new__(kind), OrderedDict.__setitem__
+    put(output, "prev_sample", prev_sample)
+    put(output, "pred_original_sample", pred_original_sample)
+    vars(output).update(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+    return output
 
 
 def _ddpm_step(
@@ -453,7 +466,7 @@ def _ddpm_step(
     )
     if made is None:
         return _DDPM_SAMPLER.step(self, model_output, timestep, sample, generator, return_dict)
-    return DDPMSchedulerOutput(*made) if return_dict else made
+    return _output(DDPMSchedulerOutput, *made) if return_dict else made
 
 
 def _ddim_step(
@@ -496,7 +509,7 @@ def _ddim_step(
             variance_noise,
             return_dict,
         )
-    return DDIMSchedulerOutput(*made) if return_dict else made
+    return _output(DDIMSchedulerOutput, *made) if return_dict else made
 
 
 # ---- add_noise and get_velocity

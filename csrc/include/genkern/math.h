@@ -63,14 +63,19 @@ GENKERN_HD T ratio(T a, T b) {
   return a / b;
 }
 #if defined(__CUDA_ARCH__)
+GENKERN_HD float approximate_inverse(float x) {
+  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+}
 // The approximate quotient with one of Newton's corrections, within 1 ulp. The operator minds
 // overflow on the way to the quotient, for three times the instructions.
-GENKERN_HD float ratio(float a, float b) {
-  float inverse;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
-  const float q = a * inverse;
+template <class T>
+GENKERN_HD T corrected_ratio(T a, T b) {
+  const T inverse = approximate_inverse(b);
+  const T q = a * inverse;
   return madd(madd(-b, q, a), inverse, q);
 }
+GENKERN_HD float ratio(float a, float b) { return corrected_ratio(a, b); }
 #endif
 
 // e^(x/2) = 2^n (1 + q), q = e^r - 1 = r + w r, |r| <= ln(2) / 2. r and q are kept doubled, which
@@ -253,27 +258,41 @@ struct FullExp {
     return expm1(x);
   }
 };
+// 2^x, on a GPU by one instruction: within 2^-22 of it, below 2^-126 0.
+GENKERN_HD float exp2_fast(float x) {
+#if defined(__CUDA_ARCH__)
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+  return x;
+#else
+  return std::exp2(x);
+#endif
+}
 // For results that are rounded to 16 bits. On a GPU within (4 + |x|) 2^-23.7 of e^x, by two
 // instructions for eight; infinity, 0 and NaN are kept.
 struct HalfExp {
-  static GENKERN_HD float of(float x) { return of(1.0f, x); }
-  static GENKERN_HD float of(float factor, float x) { return power_of_two(x * (factor * kLog2E)); }
-  static GENKERN_HD float root(float x) { return of(0.5f, x); }
-  static GENKERN_HD float saturated(float factor, float x) {
-    return power_of_two(at_most(x * (factor * kLog2E), 127.0f));
+  template <class T>
+  static GENKERN_HD T of(T x) {
+    return of(1.0f, x);
   }
-  static GENKERN_HD Expm1<float> expm1_of(float x) { return expm1(x, of(x)); }
+  template <class T>
+  static GENKERN_HD T of(float factor, T x) {
+    return exp2_fast(x * T(factor * kLog2E));
+  }
+  template <class T>
+  static GENKERN_HD T root(T x) {
+    return of(0.5f, x);
+  }
+  template <class T>
+  static GENKERN_HD T saturated(float factor, T x) {
+    return exp2_fast(at_most(x * T(factor * kLog2E), T(127.0f)));
+  }
+  template <class T>
+  static GENKERN_HD Expm1<T> expm1_of(T x) {
+    return expm1(x, of(x));
+  }
 
  private:
   static constexpr float kLog2E = 0x1.715476p+0f;
-  static GENKERN_HD float power_of_two(float x) {
-#if defined(__CUDA_ARCH__)
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
-    return x;
-#else
-    return std::exp2(x);
-#endif
-  }
 };
 
 // log(1 + e) for e in [0, 1], within 2 ulp.

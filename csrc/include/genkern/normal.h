@@ -37,6 +37,15 @@ GENKERN_HD float fma_emulated(float a, float b, float c) {
   return static_cast<float>(odd);
 }
 
+// The square root of a, given y = 1 / sqrt(a) as CUDA devices up to sm_100 approximate it: what
+// __fsqrt_rn does there for numbers from 2^-101 on (tests/test_cuda_compile.py compares the machine
+// code), without the branch for smaller ones, which are 0 here: 0 times a finite y is 0.
+template <class L>
+GENKERN_HD typename L::F refined_root(typename L::F a, typename L::F y) {
+  const typename L::F root = a * y, half = L::broadcast(0.5f) * y;
+  return L::fma(L::fma(-root, root, a), half, root);
+}
+
 // One number at a time, on the host or on a CUDA device.
 struct ScalarLanes {
   using F = float;
@@ -72,7 +81,7 @@ struct ScalarLanes {
   }
   static GENKERN_HD F sqrt(F a) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ <= 1000
-    return sqrt_of_normal(a);
+    return refined_root<ScalarLanes>(a, inverse_root(a));
 #elif defined(__CUDA_ARCH__)
     return __fsqrt_rn(a);
 #else
@@ -80,15 +89,11 @@ struct ScalarLanes {
 #endif
   }
 #if defined(__CUDA_ARCH__)
-  // What __fsqrt_rn does on these devices for numbers from 2^-101 on (tests/test_cuda_compile.py
-  // compares the machine code), without the branch for smaller ones, which are 0 here: 0 times a
-  // finite reciprocal is 0.
-  static __device__ F sqrt_of_normal(F a) {
+  // 1 / sqrt(a), finite for 0.
+  static __device__ F inverse_root(F a) {
     float y;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
-    y = fminf(y, 0x1p63f);
-    const float root = a * y, half = 0.5f * y;
-    return fma(fma(-root, root, a), half, root);
+    return fminf(y, 0x1p63f);
   }
 #endif
   static GENKERN_HD F as_float(U x) {
@@ -175,13 +180,20 @@ GENKERN_HD void angle(typename L::U y, typename L::F& cosine, typename L::F& sin
   cosine = L::select(odd, t, s);
 }
 
+// Of a pair of words: r, with the sign that cos 2 pi v and sin 2 pi v lack.
+template <class L>
+GENKERN_HD void polar(typename L::U x, typename L::U y, typename L::F& r, typename L::F& cosine,
+                      typename L::F& sine) {
+  typename L::U sign;
+  angle<L>(y, cosine, sine, sign);
+  r = L::as_float(L::as_uint(radius<L>(x)) ^ (sign & 0x80000000u));
+}
+
 // The two normals of a pair of words: r cos 2 pi v and r sin 2 pi v.
 template <class L>
 GENKERN_HD void box_muller(typename L::U x, typename L::U y, typename L::F& a, typename L::F& b) {
-  typename L::F cosine, sine;
-  typename L::U sign;
-  angle<L>(y, cosine, sine, sign);
-  const typename L::F r = L::as_float(L::as_uint(radius<L>(x)) ^ (sign & 0x80000000u));
+  typename L::F r, cosine, sine;
+  polar<L>(x, y, r, cosine, sine);
   a = r * cosine;
   b = r * sine;
 }

@@ -12,11 +12,15 @@ namespace genkern {
 template <class T>
 struct LogvarClamp {
   T min, max;
-  GENKERN_HD T operator()(T logvar) const { return clamp(logvar, min, max); }
+  template <class N>
+  GENKERN_HD N operator()(N logvar) const {
+    return clamp(logvar, N(min), N(max));
+  }
   // g inside and at the bounds, 0 outside, even for an infinite g; NaN counts as inside.
-  GENKERN_HD T gradient(T logvar, T g) const {
-    const T zero = T(0.0f);
-    return select_less(logvar, min, zero, select_less(max, logvar, zero, g));
+  template <class N>
+  GENKERN_HD N gradient(N logvar, N g) const {
+    const N zero = N(0.0f);
+    return select_less(logvar, N(min), zero, select_less(N(max), logvar, zero, g));
   }
 };
 
