@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from rich.console import Console
 
 from benchmarks import environment
 from benchmarks.report import Table
+from genkern._info import CAPABILITIES, cpu_capability
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,11 +38,18 @@ class Sanitizer:
     flags: str
     libraries: tuple[str, ...]
     options: dict[str, str]
-    # Arguments of Python, after the interpreter.
+    # Arguments of Python, after the interpreter: run with the processor's best instruction set, and
+    # with each lower one.
     commands: tuple[tuple[str, ...], ...]
+    lower: tuple[tuple[str, ...], ...] = ()
 
 
 _PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"))
+
+_FUZZ = ("-m", "benchmarks.fuzz")
+
+# Of pytest, and of the calls.
+_SUMMARY = re.compile(r"\d passed|\d calls,")
 
 
 def _tests(*arguments: str) -> tuple[str, ...]:
@@ -58,8 +68,10 @@ SANITIZERS = {
         (
             _tests("tests/test_conformance.py", "-k", "native"),
             _tests("tests/test_layouts.py", "tests/test_errors.py", "-k", "native or layout"),
-            ("-m", "benchmarks.fuzz", "--cases", "2000", "--hostile", "50000"),
+            _tests("tests/test_memory.py"),
+            (*_FUZZ, "--cases", "2000", "--hostile", "50000"),
         ),
+        ((*_FUZZ, "--cases", "500", "--hostile", "20000"),),
     ),
     "thread": Sanitizer(
         "thread",
@@ -67,8 +79,8 @@ SANITIZERS = {
         {"TSAN_OPTIONS": "halt_on_error=1"},
         (
             _tests("tests/test_conformance.py", "-k", "native and thread"),
-            _tests("tests/test_load.py", "-k", "threads"),
-            ("-m", "benchmarks.fuzz", "--cases", "300", "--hostile", "2000"),
+            _tests("tests/test_load.py", "tests/test_memory.py", "-k", "threads"),
+            (*_FUZZ, "--cases", "300", "--hostile", "2000"),
         ),
     ),
 }
@@ -138,6 +150,16 @@ def run(name: str, package: Path, command: tuple[str, ...], **options: Any) -> A
     )
 
 
+def _runs(name: str, only: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The instruction sets and commands of a build."""
+    best = only or cpu_capability() or CAPABILITIES[0]
+    for command in SANITIZERS[name].commands:
+        yield best, command
+    for lower in () if only else CAPABILITIES[: CAPABILITIES.index(best)]:
+        for command in SANITIZERS[name].lower:
+            yield lower, command
+
+
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__)
@@ -153,25 +175,26 @@ def main() -> None:
             continue
         print(f"sanitize: building for {SANITIZERS[name].flags}", flush=True)
         package = build(name, options.only)
-        for command in SANITIZERS[name].commands:
+        for capability, command in _runs(name, options.only):
             shown = " ".join(a.replace(f"{ROOT}/", "") for a in command)
-            print(f"sanitize: {name}: python {shown}", flush=True)
+            print(f"sanitize: {name}, {capability}: python {shown}", flush=True)
+            os.environ["GENKERN_CPU_CAPABILITY"] = capability
             start = time.monotonic()
             answer = run(name, package, command, stdout=subprocess.PIPE, text=True)
             print(answer.stdout, flush=True)
-            last = answer.stdout.strip().splitlines()[-1:] or [""]
+            told = [x.strip() for x in answer.stdout.splitlines() if _SUMMARY.search(x)]
             steps.append(
                 {
                     "sanitizer": SANITIZERS[name].flags,
-                    "instruction sets": options.only or "all",
+                    "instruction set": capability,
                     "command": f"python {shown}",
                     "exit code": answer.returncode,
                     "seconds": round(time.monotonic() - start),
-                    "last line": last[0],
+                    "summary": "; ".join(told),
                 }
             )
-    rows = [[s["command"], s["sanitizer"], str(s["exit code"]), str(s["seconds"])] for s in steps]
-    heads = ("command", "sanitizer", "exit code", "s")
+    heads = ("command", "sanitizer", "instruction set", "exit code", "seconds")
+    rows = [[str(s[k]) for k in heads] for s in steps]
     Table("Sanitizers: 0 is no fault", heads, rows).print(Console())
     if options.json:
         facts = environment.describe(torch.device("cpu"), torch.get_num_threads())

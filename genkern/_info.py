@@ -11,12 +11,12 @@ import torch
 
 from genkern import _native
 
-_CAPABILITIES = ("baseline", "avx2", "avx512")  # csrc/cpu/capability.h
+CAPABILITIES = ("baseline", "avx2", "avx512")  # csrc/cpu/capability.h
 
 # What each variable may be, and what it is for.
 VARIABLES = {
     "GENKERN_BACKEND": (("native", "triton", "reference"), "the backend of every call"),
-    "GENKERN_CPU_CAPABILITY": (_CAPABILITIES, "the most the CPU kernels may use"),
+    "GENKERN_CPU_CAPABILITY": (CAPABILITIES, "the most the CPU kernels may use"),
     "GENKERN_BUILD": (("auto", "none", "cpu", "cuda"), "what an install builds"),
 }
 
@@ -25,7 +25,7 @@ def cpu_capability() -> str | None:
     """The instruction set that the native CPU kernels run with, or None without them."""
     if _native.unavailable_reason("cpu") is not None:
         return None
-    return _CAPABILITIES[torch.ops._genkern_cpu.capability()]
+    return CAPABILITIES[torch.ops._genkern_cpu.capability()]
 
 
 def _version(package: str) -> str:

@@ -282,15 +282,16 @@ def _sampler_step_backward(
 # ---- what a step needs to know of a whole sample
 
 
+def _rows(like: Tensor) -> tuple[int, int]:
+    """Samples and their sizes; a tensor without dimensions is one sample."""
+    return (len(like) if like.dim() else 1), math.prod(like.shape[1:])
+
+
 def _guidance_factor(
     pred: Tensor, uncond: Tensor, guidance_scale: float, guidance_rescale: float
 ) -> list[Expected | None]:
     guided, phi = _guided(pred, uncond, None, guidance_scale), REAL(guidance_rescale)
-    # A tensor without dimensions is one sample.
-    rows = [
-        x.reshape(len(pred) if pred.dim() else 1, -1)
-        for x in (real(pred), guided.value, guided.scale)
-    ]
+    rows = [x.reshape(_rows(pred)) for x in (real(pred), guided.value, guided.scale)]
     deviations = [np.std(x, 1, ddof=1) for x in rows[:2]]
     ratio = phi * deviations[0] / deviations[1]
     # The guided prediction was rounded before its deviation was taken.
@@ -312,14 +313,13 @@ def _dynamic_threshold(
     c = _columns(coefficients, t, x_t, _STEP)
     m = _guided(pred, uncond, factor, guidance_scale)
     x0 = _whole(_sum((c["x0_x"], _exact(x_t)), (c["x0_pred"], m)), x_t)
-    rows = (x_t.shape[0] if x_t.dim() else 1, -1)
-    ordered = np.sort(np.abs(x0.value).reshape(rows), axis=1)
+    ordered = np.sort(np.abs(x0.value).reshape(_rows(x_t)), axis=1)
     rank = REAL(ratio) * (ordered.shape[1] - 1)
     low = int(np.floor(rank))
     high = min(low + 1, ordered.shape[1] - 1)
     value = ordered[:, low] + (rank - low) * (ordered[:, high] - ordered[:, low])
     # An element of an ordered row moves by no more than the largest change in the row.
-    scale = x0.scale.reshape(rows).max(1)
+    scale = x0.scale.reshape(_rows(x_t)).max(1)
     return [Expected(np.minimum(np.maximum(value, 1), REAL(max_value)), scale)]
 
 
@@ -654,8 +654,7 @@ def _eager_dynamic_threshold(
 ) -> Tensor:
     p, q = _eager_columns(coefficients, t, x_t)[:2]
     x0 = p * x_t + q * _eager_guided(pred, uncond, factor, guidance_scale)
-    rows = x0.abs().reshape(x_t.shape[0] if x_t.dim() else 1, -1)
-    return torch.quantile(rows, ratio, dim=1).clamp(1.0, max_value)
+    return torch.quantile(x0.abs().reshape(_rows(x_t)), ratio, dim=1).clamp(1.0, max_value)
 
 
 def _eager_decoder(d: Tensor, x0: Tensor, lv: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 // The GAN family, for one instruction set: GENKERN_CAPABILITY is its namespace.
 #include "genkern/gan.h"
 
+#include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "cpu/driver.h"
@@ -207,12 +209,19 @@ Sums sums(int64_t n, const T* __restrict g, const T* __restrict v) {
 }
 
 template <class T>
-void scale(int64_t n, T k, const T* __restrict x, T* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = k * x[i];
+bool holds(double x) {
+  return std::fabs(x) <= static_cast<double>(std::numeric_limits<T>::max());
 }
-template <class T>
-void combine(int64_t n, T k, const T* __restrict x, T l, const T* __restrict y, T* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = k * x[i] + l * y[i];
+
+template <class T, class K>
+void scale(int64_t n, K k, const T* __restrict x, T* __restrict out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(k * x[i]);
+}
+// k x + l y; without l, y may be infinite.
+template <class T, class K>
+void combine(int64_t n, K k, const T* __restrict x, K l, const T* __restrict y, T* __restrict out) {
+  if (l == K(0)) return scale(n, k, x, out);
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(k * x[i] + l * y[i]);
 }
 
 // Row b's value.
@@ -299,14 +308,12 @@ void write_result(const GradientPenalty& call, const Tensors<S, kPenaltyTensors>
   const int64_t length = cut.chunks > 1 ? unit.n : cut.length;
   for (int64_t s = 0; s < unit.segments; ++s) {
     const int64_t b = unit.partial / cut.chunks + s, at = s * length;
-    const T k = coefficient<T>(call.rows[b]);
-    if (!v) {
-      scale(length, k, g + at, out + at);
-    } else if (call.rows[call.shape.samples + b] == 0.0) {
-      scale(length, k, v + at, out + at);
-    } else {
-      combine(length, k, v + at, coefficient<T>(call.rows[call.shape.samples + b]), g + at,
-              out + at);
+    const double k = call.rows[b], l = v ? call.rows[call.shape.samples + b] : 0.0;
+    const T* const x = v ? v : g;
+    if (holds<T>(k) && holds<T>(l)) {
+      combine(length, static_cast<T>(k), x + at, static_cast<T>(l), g + at, out + at);
+    } else {  // a norm near 1e-39, whose inverse float32 does not hold
+      combine(length, coefficient<double>(k), x + at, coefficient<double>(l), g + at, out + at);
     }
   }
   a[kPenaltyOut].write(unit.start, unit.n, out, buffers.out);
