@@ -283,3 +283,29 @@ def test_importing_is_quiet_and_light(tmp_path):
     out = run_python(code, cwd=tmp_path, PYTHONPATH=str(PACKAGE.parent), GENKERN_BACKEND=None)
     assert out.returncode == 0 and not out.stderr, out.stderr
     assert not list(tmp_path.iterdir()), "files were written"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_short_mean_is_one_operator_of_pytorch(dtype):
+    x = torch.linspace(-1.0, 2.0, 64, dtype=dtype).view(16, 2, 2).transpose(0, 2).requires_grad_()
+    for kind in ("hinge", "wasserstein"):
+        short = genkern.gan.generator_loss(x, kind=kind)
+        assert short.grad_fn.name() == "DotBackward0"
+        with genkern.use_backend("reference"):
+            fused = genkern.gan.generator_loss(x, kind=kind)
+        assert short.dtype == fused.dtype == dtype
+        torch.testing.assert_close(short, fused)
+        for loss in (short, fused):
+            (grad,) = torch.autograd.grad(3.0 * loss, x, create_graph=True)
+            torch.testing.assert_close(grad, torch.full_like(x, -3.0 / 64))
+    # What would not be short, or not a plain mean, is the operator's.
+    for other, reduction in (
+        (torch.zeros(4097, requires_grad=True), "mean"),
+        (x.detach().bfloat16().requires_grad_(), "mean"),
+        (x, "sum"),
+        (torch.zeros(0, requires_grad=True), "mean"),
+    ):
+        loss = genkern.gan.generator_loss(other, kind="hinge", reduction=reduction)
+        assert loss.grad_fn.name() != "DotBackward0"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert genkern.gan.generator_loss(x, kind="hinge").dtype == dtype

@@ -108,6 +108,17 @@ def choosing(name: str | None) -> Iterator[None]:
         _count_choices(-1)
 
 
+def is_plain_cpu(x: Tensor) -> bool:
+    """Whether x is a plain tensor on a CPU, in plain eager, with no backend chosen."""
+    return (
+        type(x) in _PLAIN
+        and x.is_cpu
+        and _chosen.get() is None
+        and not (_compiling() or _dispatch_modes())
+        and _functorch_level() is None
+    )
+
+
 class _EagerFunction(torch.autograd.Function):
     """Autograd in plain eager: half the overhead of `register_autograd`."""
 
