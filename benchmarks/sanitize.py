@@ -49,7 +49,7 @@ _PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyp
 _FUZZ = ("-m", "benchmarks.fuzz")
 
 # Of pytest, and of the calls.
-_SUMMARY = re.compile(r"\d passed|\d calls,")
+_SUMMARY = re.compile(r"\d+ passed.*|\w+: [\d,]+ calls")
 
 
 def _tests(*arguments: str) -> tuple[str, ...]:
@@ -182,7 +182,6 @@ def main() -> None:
             start = time.monotonic()
             answer = run(name, package, command, stdout=subprocess.PIPE, text=True)
             print(answer.stdout, flush=True)
-            told = [x.strip() for x in answer.stdout.splitlines() if _SUMMARY.search(x)]
             steps.append(
                 {
                     "sanitizer": SANITIZERS[name].flags,
@@ -190,12 +189,12 @@ def main() -> None:
                     "command": f"python {shown}",
                     "exit code": answer.returncode,
                     "seconds": round(time.monotonic() - start),
-                    "summary": "; ".join(told),
+                    "summary": "; ".join(_SUMMARY.findall(answer.stdout)),
                 }
             )
     heads = ("command", "sanitizer", "instruction set", "exit code", "seconds")
     rows = [[str(s[k]) for k in heads] for s in steps]
-    Table("Sanitizers: 0 is no fault", heads, rows).print(Console())
+    Table("Sanitizers: 0 is no fault", heads, rows).print(Console(width=160))
     if options.json:
         facts = environment.describe(torch.device("cpu"), torch.get_num_threads())
         options.json.write_text(json.dumps({"environment": facts, "steps": steps}, indent=2) + "\n")
