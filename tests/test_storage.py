@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import genkern
+from genkern._info import CAPABILITIES
 from genkern._native import unavailable_reason
 
 _ROOT = Path(genkern.__file__).parents[1]
-_CAPABILITIES = ("baseline", "avx2", "avx512")  # csrc/cpu/capability.h
 
 
 def mixed(real: torch.Tensor, fake: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -41,13 +41,13 @@ def main() -> None:
     """Prints the instruction set that was checked."""
     check(torch.bfloat16)
     check(torch.float16)
-    print(_CAPABILITIES[torch.ops._genkern_cpu.capability()])
+    print(CAPABILITIES[torch.ops._genkern_cpu.capability()])
 
 
 @pytest.mark.skipif(unavailable_reason("cpu") is not None, reason="no native library")
-@pytest.mark.parametrize("capability", _CAPABILITIES)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_number_is_read_and_rounded_as_torch_does(capability: str) -> None:
-    if capability not in _CAPABILITIES[: torch.ops._genkern_cpu.capability() + 1]:
+    if capability not in CAPABILITIES[: torch.ops._genkern_cpu.capability() + 1]:
         pytest.skip(f"this processor has no {capability}")
     environment = os.environ | {"GENKERN_CPU_CAPABILITY": capability, "PYTHONPATH": str(_ROOT)}
     run = subprocess.run(
