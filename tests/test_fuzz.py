@@ -113,7 +113,7 @@ def test_what_is_not_finite_is_compared_too():
         args = torch.full((1,), x), *rest
         right = op.reference(*args)
         assert compare.problem(op, args, right, right) is None
-        for other in {0.0, math.inf, math.nan} - {x}:
+        for other in (0.0, math.nan) if x == math.inf else (0.0,):
             found = compare.problem(op, args, torch.full((1,), other), right)
             assert found is not None and "at (0,): native gives" in found
 

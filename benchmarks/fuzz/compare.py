@@ -139,7 +139,10 @@ def _output_problem(
         # Nor is one whose terms do: infinity less infinity depends on their order.
         scale = _terms_scale(op, args, index, want)
         in_range = (np.abs(want.value) < limit) & (scale < limit)
-        unlike &= in_range | (~np.isfinite(want.value) & (op.name not in _SATURATED))
+        infinite = np.isinf(want.value) & (op.name not in _SATURATED)
+        # So does what is not a number in the exact order.
+        finite_in_one = np.isnan(want.value) & ((first == 0) != (second == 0))
+        unlike &= in_range | infinite | finite_in_one
     if unlike.any():
         at = tuple(map(int, np.argwhere(unlike)[0]))
         values = [float(x[at]) for x in (real(got), real(reference), want.value)]
