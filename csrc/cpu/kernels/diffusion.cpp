@@ -790,11 +790,11 @@ void difference(const Vlb& call, int64_t sample, int64_t n, const VlbInputs<T>& 
 
 template <class T>
 struct VlbRow {
-  VlbRow(const Table& table, int64_t sample)
+  VlbRow(const Table& table, int64_t sample, bool learned)
       : mean_x0(coefficient<T>(table, sample, kVlbMeanX0)),
         true_lv(coefficient<T>(table, sample, kTrueLogVariance)),
         lv(coefficient<T>(table, sample, kVlbLogVariance)),
-        lv_values(coefficient<T>(table, sample, kVlbLogVarianceValues)),
+        lv_values(learned ? coefficient<T>(table, sample, kVlbLogVarianceValues) : T(0)),
         diff_pred(coefficient<T>(table, sample, kDiffPred)),
         decoder(coefficient<T>(table, sample, kDecoder) > T(0.5)) {}
   T mean_x0, true_lv, lv, lv_values, diff_pred;
@@ -805,8 +805,8 @@ template <class T>
 void vlb_values(const Vlb& call, const VlbRow<T>& row, int64_t n, const VlbInputs<T>& in,
                 const T* d, T* out) {
   const T scale = static_cast<T>(call.vlb_scale);
-  const T of_values = in.values ? row.lv_values : T(0);
-  const T* const values = in.values ? in.values : d;
+  const T of_values = row.lv_values;
+  const T* const values = in.values;
   if (row.decoder) {
     for (int64_t i = 0; i < n; ++i) {
       const double lv = static_cast<double>(madd(of_values, values[i], row.lv));
@@ -838,8 +838,8 @@ void vlb_gradients(const Vlb& call, const VlbRow<T>& row, T factor, int64_t n,
                    const VlbInputs<T>& in, const T* d, const T* inside, const T* g, T* grad_pred,
                    T* grad_values) {
   const T scale = factor * static_cast<T>(call.vlb_scale);
-  const T of_values = in.values ? row.lv_values : T(0);
-  const T* const values = in.values ? in.values : d;
+  const T of_values = row.lv_values;
+  const T* const values = in.values;
   const T of_pred = row.diff_pred;
   if (row.decoder) {
     for (int64_t i = 0; i < n; ++i) {
@@ -887,16 +887,15 @@ void for_vlb_units(const Vlb& call, const Tensors<S, kVlbTensors>& a, const Cut&
   using T = typename Arithmetic<S>::T;
   for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
     alignas(64) T pred_[kChunk], values_[kChunk], x0_[kChunk], eps_[kChunk];
+    if (!a[kVlbValues]) std::fill_n(values_, kChunk, T(0));
     for (int64_t index = begin; index < end; ++index) {
       const Unit unit(cut, index);
       const T* eps =
           noise_of<S>(call, call.keys, a, kVlbNoise, {kVlbPred, kVlbValues, kVlbX0}, unit, eps_);
       const T* pred = a[kVlbPred].read(unit.start, unit.n, pred_);
-      const T* values = a[kVlbValues] ? a[kVlbValues].read(unit.start, unit.n, values_) : nullptr;
+      const T* values = a[kVlbValues] ? a[kVlbValues].read(unit.start, unit.n, values_) : values_;
       const T* x0 = a[kVlbX0].read(unit.start, unit.n, x0_);
-      f(unit, [=](int64_t at) {
-        return VlbInputs<T>{pred + at, values ? values + at : nullptr, x0 + at, eps + at};
-      });
+      f(unit, [=](int64_t at) { return VlbInputs<T>{pred + at, values + at, x0 + at, eps + at}; });
     }
   });
 }
@@ -913,7 +912,7 @@ void vlb(const Vlb& call) {
       alignas(64) T d[kChunk], inside[kChunk], out_[kChunk];
       T* out = reduce ? out_ : a[kVlbLoss].target(unit.start, unit.n, out_);
       for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-        const VlbRow<T> row(call.table, sample);
+        const VlbRow<T> row(call.table, sample, call.var_values.data != nullptr);
         const VlbInputs<T> in = inputs(at);
         difference(call, sample, n, in, d + at, inside + at);
         vlb_values(call, row, n, in, d + at, out + at);
@@ -944,7 +943,7 @@ void vlb_backward(const Vlb& call) {
         out[v] = access ? access.target(unit.start, unit.n, out_[v]) : out_[v];
       }
       for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-        const VlbRow<T> row(call.table, sample);
+        const VlbRow<T> row(call.table, sample, call.var_values.data != nullptr);
         const VlbInputs<T> in = inputs(at);
         difference(call, sample, n, in, d + at, inside + at);
         vlb_gradients<T>(call, row, factor, n, in, d + at, inside + at, g + at, out[0] + at,
