@@ -85,13 +85,17 @@ NO_CLIP = -math.inf, math.inf
 
 def test_a_square_is_infinite_only_where_its_rounding_errors_are():
     """d is 0; a fused product leaves the other's rounding error, which is squared."""
-    row = torch.tensor([[0.0, -0.1, 0.1, 1.0, 0.0, 0.0, 0.0, 0.0]])
-    right, infinite = torch.zeros(1, 1), torch.full((1, 1), math.inf)
+    infinite, none = torch.full((1, 1), math.inf), torch.zeros(0)
     for size, allowed in ((3e38, True), (1e3, False)):
-        x = torch.full((1, 1), size)
-        args = x, None, x, None, x, row, None, *NO_CLIP, 1.0, 0.0, False, REDUCTIONS["none"]
-        assert compare.problem(OPS["vlb"], args, right, right) is None
-        assert (compare.problem(OPS["vlb"], args, infinite, right) is None) == allowed
+        x, zero = torch.full((1, 1), size), torch.zeros(1, 1)
+        for decoder in (0.0, 1.0):
+            row = torch.tensor([[0.0, -0.1, 0.1, 1.0, 0.0, 0.0, 1.0, decoder]])
+            args = x, zero, zero, None, x, row, None, *NO_CLIP, 1e-3, 0.0, True, REDUCTIONS["none"]
+            for name, given in (("vlb", args), ("vlb_backward", (torch.ones(1, 1), *args, 0b10))):
+                right = OPS[name].reference(*given)
+                wrong = infinite if name == "vlb" else (none, infinite)
+                assert compare.problem(OPS[name], given, right, right) is None
+                assert (compare.problem(OPS[name], given, wrong, right) is None) == allowed
 
 
 def test_a_term_that_overflows_may_make_its_sum_times_0_a_nan():

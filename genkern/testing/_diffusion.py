@@ -394,7 +394,7 @@ def _log_mass(a: Array, b: Array) -> tuple[Array, Array, Array]:
     return np.log(bell) - near * near / 2 - _LOG_ROOT_2_PI, at_a, at_b
 
 
-def _decoder_term(d: Expected, lv: Expected, x0: Array) -> _Term:
+def _decoder_term(d: Expected, lv: Expected, x0: Array, dtype: torch.dtype) -> _Term:
     """-log of the mass of x0's bin under N(x0_hat, e^lv).
 
     With a and b the bin's ends in standard deviations from x0_hat and P its mass,
@@ -411,14 +411,14 @@ def _decoder_term(d: Expected, lv: Expected, x0: Array) -> _Term:
     a_at_a, b_at_b = np.where(opens_down, 0, a * at_a), np.where(opens_up, 0, b * at_b)
     by_lv = (b_at_b - a_at_a) / 2
     # What a rounding of the bin's ends costs; the second derivative by d is at most 1 / sigma^2,
-    # since the mass of an interval is log-concave in its centre.
+    # since the mass of an interval is log-concave in its centre. Of second order as in `square`.
     reach, size_v = d.scale + _HALF_BIN, 1 + lv.scale
-    bend = reach / sigma**2
-    size = 1 + np.abs(log_mass) + np.abs(by_d) * reach + np.abs(by_lv) * size_v
+    bend, off = reach / sigma**2, torch.finfo(arithmetic(dtype)).eps * reach
+    size = 1 + np.abs(log_mass) + np.abs(by_d) * reach + off * bend + np.abs(by_lv) * size_v
     return _Term(
         Expected(-log_mass, size),
         Expected(by_d, (np.abs(by_d) + bend) * size_v),
-        Expected(by_lv, (0.5 + np.abs(by_lv) + (c + _HALF_BIN) * bend) * size_v),
+        Expected(by_lv, (0.5 + np.abs(by_lv) + (c + _HALF_BIN + off) * bend) * size_v),
     )
 
 
@@ -458,7 +458,7 @@ def _bound(
     term = _kl_term(d, lv, c["mean_x0"], c["true_lv"], pred.dtype)
     if last.any():
         there = [Expected(e.value[last], e.scale[last]) for e in (d, lv)]
-        decoder = _decoder_term(there[0], there[1], pixels.value[last])
+        decoder = _decoder_term(there[0], there[1], pixels.value[last], pred.dtype)
         term = _Term(*(_placed(t, last, k) for t, k in zip(decoder, term, strict=True)))
 
     simple = _sum((1, m), (-1, eps))
