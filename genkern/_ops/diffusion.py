@@ -236,7 +236,7 @@ def _step_reference(
     guidance_scale: float,
     x0_min: float,
     x0_max: float,
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     p, q, mean_x0, mean_x_t, mean_pred, std, lv, lv_values = columns(coefficients, t, x_t)
     x, m = wide(x_t), _guided(pred, uncond, guidance_factor, guidance_scale)
     x_prev, x0 = mean_x_t * x + mean_pred * m, p * x + q * m
@@ -252,15 +252,16 @@ def _step_reference(
     if eps is not None:
         std, eps = _noise_parts(std, lv, lv_values, var_values, eps)
         x_prev = x_prev + std * eps
-    return [with_layout(out.to(x_t.dtype), torch.empty_like(x_t)) for out in (x_prev, x0)]
+    x_prev, x0 = (with_layout(v.to(x_t.dtype), torch.empty_like(x_t)) for v in (x_prev, x0))
+    return x_prev, x0
 
 
 def _sampler_step_reference(*args: Any) -> Tensor:
     return _step_reference(False, *args)[0]
 
 
-def _sampler_step_x0_reference(*args: Any) -> tuple[Tensor, ...]:
-    return tuple(_step_reference(True, *args))
+def _sampler_step_x0_reference(*args: Any) -> tuple[Tensor, Tensor]:
+    return _step_reference(True, *args)
 
 
 def _sampler_step_backward_reference(
@@ -305,8 +306,8 @@ def _sampler_step_formula(
     if args[8] is not None or args[9] is not None:  # guidance_factor, threshold
         return sampler_step.reference_backward(args, needs, grad)
     wanted = (*needs[:4], needs[5])
-    found = sampler_step_backward(grad, *args[:8], *args[10:], mask_of(wanted))
-    found = asked(found, wanted)
+    grads = sampler_step_backward(grad, *args[:8], *args[10:], mask_of(wanted))
+    found = asked(grads, wanted)
     return (*found[:4], None, found[4], *[None] * 7)
 
 
