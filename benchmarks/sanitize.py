@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("names", nargs="*", default=list(SANITIZERS), help="address, thread")
     options = parser.parse_args()
+    facts = environment.describe(torch.device("cpu"), torch.get_num_threads())
     steps: list[dict[str, Any]] = []
     for name in options.names:
         lacking = missing(name)
@@ -192,12 +193,12 @@ def main() -> None:
                     "summary": "; ".join(_SUMMARY.findall(answer.stdout)),
                 }
             )
+            if options.json:  # after each, for a run that is cut short
+                found = {"environment": facts, "steps": steps}
+                options.json.write_text(json.dumps(found, indent=2) + "\n")
     heads = ("command", "sanitizer", "instruction set", "exit code", "seconds")
     rows = [[str(s[k]) for k in heads] for s in steps]
     Table("Sanitizers: 0 is no fault", heads, rows).print(Console(width=160))
-    if options.json:
-        facts = environment.describe(torch.device("cpu"), torch.get_num_threads())
-        options.json.write_text(json.dumps({"environment": facts, "steps": steps}, indent=2) + "\n")
     if any(s["exit code"] for s in steps):
         raise SystemExit("sanitize: see above")
 

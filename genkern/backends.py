@@ -36,14 +36,14 @@ class NativeBackend(Backend):
         # Those whose shapes compiled code can ask for.
         self._fakes: set[str] = set()
 
-    def kernel(self, op: Op, args: Args) -> Kernel | str:
+    def kernel(self, op: Op[Any], args: Args) -> Kernel | str:
         for a in args:
             if isinstance(a, Tensor):
                 device = "cpu" if a.is_cpu else a.device.type
                 return self._found[device].get(op.name) or self._find(op, device)
         return "no argument is a tensor"
 
-    def cpu_operator(self, op: Op) -> torch._ops.OpOverload | None:
+    def cpu_operator(self, op: Op[Any]) -> torch._ops.OpOverload | None:
         if op.name not in self._found["cpu"] and isinstance(self._find(op, "cpu"), str):
             return None
         if op.name not in self._fakes:
@@ -52,7 +52,7 @@ class NativeBackend(Backend):
             self._fakes.add(op.name)
         return getattr(torch.ops._genkern_cpu, op.name).default  # type: ignore[no-any-return]
 
-    def _find(self, op: Op, device: str) -> Kernel | str:
+    def _find(self, op: Op[Any], device: str) -> Kernel | str:
         reason = _native.unavailable_reason(device)
         if reason is not None:
             return reason
@@ -80,7 +80,7 @@ class TritonBackend(Backend):
 
     name = "triton"
 
-    def kernel(self, op: Op, args: Args) -> Kernel | str:
+    def kernel(self, op: Op[Any], args: Args) -> Kernel | str:
         launch = _triton_launch()
         if isinstance(launch, str):
             return launch

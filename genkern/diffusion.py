@@ -142,7 +142,7 @@ def q_sample(
     table, index = schedule.rows("q_sample", _coefficients.noising, (), t, x0, x0.dtype)
     if key is None and noise is None:
         key = new_words(None, x0.device, generator)
-    return ops.affine(x0, None, None, key, noise, table, index)  # type: ignore[no-any-return]
+    return ops.affine(x0, None, None, key, noise, table, index)
 
 
 def noise_loss(
@@ -244,7 +244,7 @@ def noise_loss(
         key = noise = None
     else:
         key, noise = _same_noise(key, noise, x0, pred.dtype)
-    return ops.noise_loss(  # type: ignore[no-any-return]
+    return ops.noise_loss(
         pred,
         None if prediction_type == "epsilon" else target,
         key,
@@ -379,7 +379,7 @@ def predict_x0(
         x_t.dtype,
         needs_signal=prediction_type == "epsilon",
     )
-    return ops.affine(x_t, pred, None, None, None, table, index)  # type: ignore[no-any-return]
+    return ops.affine(x_t, pred, None, None, None, table, index)
 
 
 def score(eps: Tensor, t: Time, schedule: Schedule) -> Tensor:
@@ -415,7 +415,7 @@ def score(eps: Tensor, t: Time, schedule: Schedule) -> Tensor:
     check_schedule("score", schedule)
     checks.floating("score", "eps", eps)
     table, index = schedule.rows("score", _coefficients.score, (), t, eps, eps.dtype)
-    return ops.affine(eps, None, None, None, None, table, index)  # type: ignore[no-any-return]
+    return ops.affine(eps, None, None, None, None, table, index)
 
 
 def ddpm_step(
@@ -654,7 +654,7 @@ def _step(
         )
     args = (x_t, pred, values, uncond, key, noise, table, index, factor, limit, guidance_scale)
     if out is None:
-        return ops.sampler_step(*args, *clip)  # type: ignore[no-any-return]
+        return ops.sampler_step(*args, *clip)
     ops.sampler_step_out(*args, *clip, out)
     return out
 
@@ -896,9 +896,7 @@ def _vlb(
         needs_signal=prediction_type == "epsilon",
     )
     key, noise = _same_noise(key, noise, x0, pred.dtype)
-    return ops.vlb(  # type: ignore[no-any-return]
-        pred, values, target, key, noise, table, index, *clip, *options, code
-    )
+    return ops.vlb(pred, values, target, key, noise, table, index, *clip, *options, code)
 
 
 def prior_kl(
@@ -939,7 +937,7 @@ def prior_kl(
     options = (_in_units("prior_kl", units, x0),)
     last = len(schedule) - 1
     table, _ = schedule.rows("prior_kl", _coefficients.prior_kl, options, last, x0, x0.dtype)
-    return ops.noise_loss(x0, None, None, None, table, None, None, code)  # type: ignore[no-any-return]
+    return ops.noise_loss(x0, None, None, None, table, None, None, code)
 
 
 def _in_units(function: str, units: str, x0: Tensor) -> float:

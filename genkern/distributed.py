@@ -42,7 +42,7 @@ _OF_REDUCED = ("grad", "grad_kl")
 Call = dict[str, Any]  # arguments by name
 
 
-def _on_mesh(op: Op, call: Call) -> DeviceMesh:
+def _on_mesh(op: Op[Any], call: Call) -> DeviceMesh:
     """The mesh of all tensors; a plain table becomes a replicated DTensor."""
     tensors = {name: a for name, a in call.items() if isinstance(a, Tensor)}
     mesh: DeviceMesh = next(x.device_mesh for x in tensors.values() if isinstance(x, DTensor))
@@ -83,7 +83,7 @@ def _placements(sharded: Sequence[bool], dim: int | None) -> list[Placement]:
     return [Replicate() if dim is None or not s else Shard(dim) for s in sharded]
 
 
-def _divisor(op: Op, call: Call) -> int:
+def _divisor(op: Op[Any], call: Call) -> int:
     """What a mean divides the sum by."""
     first, *others = _data(call)
     if op.name.startswith("discriminator_loss") and first.shape != others[0].shape:
@@ -96,7 +96,7 @@ def _divisor(op: Op, call: Call) -> int:
     return first.shape[0] if of_samples else first.numel()
 
 
-def _local(op: Op, name: str, x: DTensor, placements: list[Placement]) -> Tensor:
+def _local(op: Op[Any], name: str, x: DTensor, placements: list[Placement]) -> Tensor:
     """This process's part of an argument, differentiable."""
     if list(x.placements) != placements:
         if name == "out":
@@ -114,7 +114,7 @@ def _meta(x: Any) -> Any:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
-def _locals(op: Op, call: Call, mesh: DeviceMesh) -> tuple[Call, list[bool], int | None]:
+def _locals(op: Op[Any], call: Call, mesh: DeviceMesh) -> tuple[Call, list[bool], int | None]:
     """The arguments of a process's call, over which dimensions the batch is sharded, its size."""
     tensors: dict[str, DTensor] = {n: a for n, a in call.items() if isinstance(a, DTensor)}
     dims = {name: _batch_dim(name, x, call) for name, x in tensors.items()}
@@ -138,14 +138,14 @@ def _locals(op: Op, call: Call, mesh: DeviceMesh) -> tuple[Call, list[bool], int
     return local, sharded, batch
 
 
-def _out_dim(op: Op, call: Call, out: Tensor, batch: int | None) -> int | None:
+def _out_dim(op: Op[Any], call: Call, out: Tensor, batch: int | None) -> int | None:
     """The dimension of an output that is the batch; None also for one that was not asked for."""
     samples = call.get("num_samples") is not None and out.dim() > call["mu"].dim()
     dim = 1 if samples or op.name == "split" else 0
     return dim if out.dim() > dim and out.shape[dim] == batch else None
 
 
-def call_sharded(op: Op, args: Args) -> Any:
+def call_sharded(op: Op[Any], args: Args) -> Any:
     """Calls an operator on DTensors: on each process's shard, differentiable to any order.
 
     Args:
@@ -193,7 +193,7 @@ def call_sharded(op: Op, args: Args) -> Any:
     return wrapped(result, whole)
 
 
-def _dispatched(op: Op, cls: type, func: Any, types: Any, args: Args, kwargs: Any) -> Any:
+def _dispatched(op: Op[Any], cls: type, func: Any, types: Any, args: Args, kwargs: Any) -> Any:
     """The rule for calls that come from PyTorch's dispatcher, below autograd."""
     with torch.no_grad():
         return call_sharded(op, args)

@@ -134,7 +134,7 @@ def discriminator_loss(
                 f"{function}: label_smoothing must be 0 with kind={kind!r}, got {label_smoothing}"
             )
     real, fake = promoted(real_logits, fake_logits)
-    return ops.discriminator_loss(real, fake, ops.KINDS[kind], float(label_smoothing), code)  # type: ignore[no-any-return]
+    return ops.discriminator_loss(real, fake, ops.KINDS[kind], float(label_smoothing), code)
 
 
 def generator_loss(
@@ -192,12 +192,12 @@ def generator_loss(
     checks.one_of(function, "kind", kind, ops.KINDS)
     if kind != "relativistic":
         checks.floating(function, "fake_logits", fake_logits)
-        return ops.generator_loss(fake_logits, None, ops.KINDS[kind], code)  # type: ignore[no-any-return]
+        return ops.generator_loss(fake_logits, None, ops.KINDS[kind], code)
     if real_logits is None:
         raise ValueError(f"{function}: kind='relativistic' needs real_logits, got None")
     checks.pair(function, "fake_logits", fake_logits, "real_logits", real_logits)
     fake, real = promoted(fake_logits, real_logits)
-    return ops.generator_loss(fake, real, ops.RELATIVISTIC, code)  # type: ignore[no-any-return]
+    return ops.generator_loss(fake, real, ops.RELATIVISTIC, code)
 
 
 def _penalty(function: str, grads: Tensor, center: float, weight: float, reduction: str) -> Tensor:
@@ -205,7 +205,7 @@ def _penalty(function: str, grads: Tensor, center: float, weight: float, reducti
     checks.floating(function, "grads", grads)
     if grads.dim() == 0:
         raise ValueError(f"{function}: grads must have a batch dimension, (B, ...), got ()")
-    return ops.gradient_penalty(grads, center, weight, code)  # type: ignore[no-any-return]
+    return ops.gradient_penalty(grads, center, weight, code)
 
 
 def gradient_penalty(grads: Tensor, *, center: float = 1.0, reduction: str = "mean") -> Tensor:
@@ -323,7 +323,7 @@ def interpolate(
         raise ValueError("interpolate: real must have a batch dimension, (B, ...), got ()")
     key, noise = noise_source("interpolate", "real", real, real.shape[:1], key, noise, generator)
     real, fake, noise = promoted(real, fake, noise)  # type: ignore[assignment]
-    return ops.interpolate(real, fake, key, noise)  # type: ignore[no-any-return]
+    return ops.interpolate(real, fake, key, noise)
 
 
 def optimal_discriminator(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -351,7 +351,7 @@ def optimal_discriminator(log_p: Tensor, log_q: Tensor) -> Tensor:
         tensor([0.5000, 0.0474])
     """
     checks.pair("optimal_discriminator", "log_p", log_p, "log_q", log_q)
-    return ops.optimal_discriminator(*promoted(log_p, log_q))  # type: ignore[no-any-return]
+    return ops.optimal_discriminator(*promoted(log_p, log_q))
 
 
 def js_divergence(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -382,7 +382,7 @@ def js_divergence(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     _logits("js_divergence", real_logits, fake_logits, "minimax", MEAN, "mean")
     real, fake = promoted(real_logits, fake_logits)
     loss = ops.discriminator_loss(real, fake, ops.KINDS["minimax"], 0.0, MEAN)
-    return math.log(2.0) - 0.5 * loss  # type: ignore[no-any-return]
+    return math.log(2.0) - 0.5 * loss
 
 
 def clip_weights_(params: Tensor | Iterable[Tensor], bound: float) -> None:

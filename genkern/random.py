@@ -107,7 +107,7 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         (tensor([0.0611, 0.2785]), tensor([-1.0427,  1.2758]))
     """
     checks.key_words("split", key)
-    return ops.split(key, checks.integer("split", "num", num, 0))  # type: ignore[no-any-return]
+    return ops.split(key, checks.integer("split", "num", num, 0))
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
             f" got data {tuple(data.shape)} and key {tuple(key.shape)}"
         )
     checks.same_device("fold_in", "key", key, "data", data)
-    return ops.fold_in(key, data)  # type: ignore[no-any-return]
+    return ops.fold_in(key, data)
 
 
 def _shape(function: str, key: Tensor, sizes: tuple[int | tuple[int, ...], ...]) -> list[int]:
@@ -199,7 +199,7 @@ def normal(key: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
         tensor([-0.9702,  0.1940, -1.2356,  1.9239])
     """
     sizes = _shape("normal", key, shape)
-    return ops.normal(key, sizes, _dtype("normal", dtype))  # type: ignore[no-any-return]
+    return ops.normal(key, sizes, _dtype("normal", dtype))
 
 
 def uniform(key: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -225,4 +225,4 @@ def uniform(key: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tenso
         tensor([0.9177, 0.9581, 0.7473])
     """
     sizes = _shape("uniform", key, shape)
-    return ops.uniform(key, sizes, _dtype("uniform", dtype))  # type: ignore[no-any-return]
+    return ops.uniform(key, sizes, _dtype("uniform", dtype))

@@ -145,7 +145,7 @@ def _rsample(
     shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
     key, noise = noise_source("rsample", "mu", mu, shape, key, noise, generator)
     mu, logvar, noise = promoted(mu, logvar, noise)  # type: ignore[assignment]
-    return ops.rsample(mu, logvar, key, noise, num_samples, *clamp)  # type: ignore[no-any-return]
+    return ops.rsample(mu, logvar, key, noise, num_samples, *clamp)
 
 
 def kl(
@@ -209,7 +209,7 @@ def kl(
         prior_mu = _expanded("kl", "prior_mu", prior_mu, mu)
     if prior_logvar is not None:
         prior_logvar = _expanded("kl", "prior_logvar", prior_logvar, mu)
-    return ops.kl(mu, logvar, prior_mu, prior_logvar, mean, log_variance, *options)  # type: ignore[no-any-return]
+    return ops.kl(mu, logvar, prior_mu, prior_logvar, mean, log_variance, *options)
 
 
 def rsample_kl(
@@ -282,7 +282,7 @@ def rsample_kl(
         prior_logvar = _expanded("rsample_kl", "prior_logvar", prior_logvar, mu)
     if key is None and noise is None:
         key = new_words(None, mu.device, generator)
-    return ops.rsample_kl(  # type: ignore[no-any-return]
+    return ops.rsample_kl(
         mu, logvar, prior_mu, prior_logvar, key, noise, mean, log_variance, *options
     )
 
@@ -316,7 +316,7 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, reduction: str = "batchmean") ->
     """
     code = checks.reduction_code("bernoulli_nll", reduction)
     checks.pair("bernoulli_nll", "logits", logits, "x", x)
-    return ops.bernoulli_nll(*promoted(logits, x), code)  # type: ignore[no-any-return]
+    return ops.bernoulli_nll(*promoted(logits, x), code)
 
 
 def gaussian_nll(
@@ -356,7 +356,7 @@ def gaussian_nll(
     x_hat, x = promoted(x_hat, x)  # type: ignore[assignment]
     bounds = _SIGMA64 if x_hat.dtype == torch.float64 else _SIGMA
     sigma = checks.number("gaussian_nll", "sigma", sigma, *bounds)
-    return ops.gaussian_nll(x_hat, x, None, sigma, *_NO_CLAMP, code)  # type: ignore[no-any-return]
+    return ops.gaussian_nll(x_hat, x, None, sigma, *_NO_CLAMP, code)
 
 
 class Elbo(NamedTuple):
@@ -582,4 +582,4 @@ class DiagonalGaussian:
         code = checks.reduction_code("nll", reduction)
         checks.pair("nll", "x", x, "mean", self.mean)
         tensors = promoted(self.mean, x, self._logvar)
-        return ops.gaussian_nll(*tensors, 1.0, *self._clamp, code)  # type: ignore[no-any-return]
+        return ops.gaussian_nll(*tensors, 1.0, *self._clamp, code)

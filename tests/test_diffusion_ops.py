@@ -577,10 +577,11 @@ def _exact_decoder(d: float, opens: int, log_variance: float) -> tuple[float, fl
 def test_the_decoder_at_any_variance(backend, dtype):
     """Value and gradients of bins from 1e-46 to 9 deviations wide, near and thousands of them away.
 
-    float32 is rounded once. Of float64 the series of a narrow bin leaves out less than 2e-14, and a
-    difference over a bin of 0.02 deviations or more loses as much.
+    float32 is rounded once. In float64 the exponent of a far tail loses a digit, and in Triton the
+    difference over a bin of 0.02 deviations or more two.
     """
-    variances = [-14.0, -6.0, -2.0, -1.8, -1.0, 0.0, 2.0, 4.0, 10.0, 25.0, 70.0, 88.0, 150.0, 200.0]
+    variances = [-14.0, -6.0, -4.0, -2.0, -1.8, -1.0, 0.0, 2.0]
+    variances += [4.0, 10.0, 25.0, 70.0, 88.0, 150.0, 200.0]
     distance = [0.0, 1e-4, 1 / 255, 0.02, 0.1, 0.5, 2.0, 3.0]
     d = torch.tensor([s * v for v in distance for s in (1.0, -1.0)], dtype=dtype)
     x0 = torch.tensor([-1.0, -253 / 255, 0.2, 253 / 255, 1.0], dtype=dtype)
@@ -607,7 +608,8 @@ def test_the_decoder_at_any_variance(backend, dtype):
     # The slope is a difference of the densities at the ends, but for narrow bins.
     for i, lv in enumerate(variances):
         size[i, ..., 1] += math.exp(-lv / 2) if lv < -1.85 else 0.0
-    eps = torch.finfo(dtype).eps if dtype == F32 else 2e-14
+    digits = 2e-14 if backend.name == "triton" else 5e-15
+    eps = torch.finfo(dtype).eps if dtype == F32 else digits
     for i, out in enumerate(got):
         error = np.abs(out.double().numpy() - want[..., i])
         # The smallest slopes are subnormal.

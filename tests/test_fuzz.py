@@ -7,13 +7,12 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import Phase
 from public_calls import CALLS as PUBLIC
 
 import genkern
 from benchmarks.fuzz import calls, compare, machine
 from benchmarks.fuzz.hostile import Hostile
-from genkern import gan, vae
+from genkern import diffusion, gan, vae
 from genkern._native import unavailable_reason
 from genkern._ops.elements import REDUCTIONS
 from genkern._ops.op import OPS
@@ -81,11 +80,54 @@ def test_a_mean_is_infinite_only_where_its_sum_is():
     assert "at (0,)" in compare.problem(op, args, infinite.repeat(2), right.repeat(2))
 
 
-def test_a_fault_is_reported_with_its_call(monkeypatch):
+NO_CLIP = -math.inf, math.inf
+
+
+def test_a_square_is_infinite_only_where_its_rounding_errors_are():
+    """d is 0; a fused product leaves the other's rounding error, which is squared."""
+    infinite, none = torch.full((1, 1), math.inf), torch.zeros(0)
+    for size, allowed in ((3e38, True), (1e3, False)):
+        x, zero = torch.full((1, 1), size), torch.zeros(1, 1)
+        for decoder in (0.0, 1.0):
+            row = torch.tensor([[0.0, -0.1, 0.1, 1.0, 0.0, 0.0, 1.0, decoder]])
+            args = x, zero, zero, None, x, row, None, *NO_CLIP, 1e-3, 0.0, True, REDUCTIONS["none"]
+            for name, given in (("vlb", args), ("vlb_backward", (torch.ones(1, 1), *args, 0b10))):
+                right = OPS[name].reference(*given)
+                wrong = infinite if name == "vlb" else (none, infinite)
+                assert compare.problem(OPS[name], given, right, right) is None
+                assert (compare.problem(OPS[name], given, wrong, right) is None) == allowed
+
+
+def test_a_term_that_overflows_may_make_its_sum_times_0_a_nan():
+    """x less 2 x, with a weight of 0: 0, or in two roundings 0 times infinity."""
+    row, grad, weight = torch.tensor([[2.0, 0.0, 1.0, 0.0]]), torch.ones(()), torch.zeros(1)
+    op, none = OPS["noise_loss_backward"], torch.zeros(0)
+    right, nan = (torch.zeros(1, 1), none, none), (torch.full((1, 1), math.nan), none, none)
+    for size, allowed in ((3e38, True), (1e38, False)):
+        x = torch.full((1, 1), size)
+        args = grad, x, x, None, None, row, None, weight, REDUCTIONS["sum"], 1
+        assert compare.problem(op, args, right, right) is None
+        assert (compare.problem(op, args, right, nan) is None) == allowed
+
+
+def test_what_is_not_finite_is_compared_too():
+    """An input that is not finite has no scale, but the result a class."""
+    op, rest = OPS["gaussian_nll"], (torch.zeros(1), None, 1.0, 0.0, 0.0, REDUCTIONS["none"])
+    for x in (math.inf, math.nan):
+        args = torch.full((1,), x), *rest
+        right = op.reference(*args)
+        assert compare.problem(op, args, right, right) is None
+        for other in (0.0, math.nan) if x == math.inf else (0.0,):
+            found = compare.problem(op, args, torch.full((1,), other), right)
+            assert found is not None and "at (0,): native gives" in found
+
+
+def test_a_fault_is_reported_with_its_call_and_seed(monkeypatch, capsys):
     monkeypatch.setitem(calls.CALLS, "gan.r1_penalty", _unequal)
     with pytest.raises(AssertionError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        machine.run(500, phases=(Phase.generate,))
+        machine.run(500, seed=3)
+    assert "--seed 3 " in capsys.readouterr().out
 
 
 def _unequal(d: calls.Draw) -> calls.Run:
@@ -119,12 +161,23 @@ def test_a_gradient_does_not_overflow_before_its_small_factor(backend):
     """The bound's derivative, 1e39, is beyond float32; a thousandth of it is not."""
     pred, zeros = torch.tensor([[1e37]]), torch.zeros(1, 1)
     rows = torch.tensor([[0.0, 0.0, 10.0, 1.0, 0.0, 0.0, 0.0, 0.0]])  # d = 10 pred, KL = d^2 / 2
-    options = -math.inf, math.inf, 1.0, 0.0, False, REDUCTIONS["none"], 1
+    options = *NO_CLIP, 1.0, 0.0, False, REDUCTIONS["none"], 1
     with genkern.use_backend(backend):
         grad, _ = OPS["vlb_backward"](
             torch.tensor([[1e-3]]), pred, None, zeros, None, zeros, rows, None, *options
         )
     assert grad.item() == pytest.approx(1e36)
+
+
+@pytest.mark.parametrize("t", [0, 3])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_bound_of_an_infinite_prediction(backend, t):
+    """Without variances, the native kernel multiplied the difference by 0 in their place."""
+    pred, zeros = torch.tensor([[math.inf], [-math.inf]]), torch.zeros(2, 1)
+    schedule = diffusion.NoiseSchedule.linear(10)
+    with genkern.use_backend(backend):
+        bound = diffusion.vlb_terms(pred, zeros, t, schedule, noise=zeros)
+    assert bound.tolist() == [math.inf, math.inf]
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -151,7 +204,7 @@ def test_a_guidance_factor_multiplies_an_unguided_prediction(backend):
     """It was left out where there was nothing to guide by."""
     x, pred, factor = torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0.5, 3.0])
     rows = torch.tensor([[0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]])
-    step = (x, pred, None, None, None, None, rows, None, factor, None, 1.0, -math.inf, math.inf)
+    step = (x, pred, None, None, None, None, rows, None, factor, None, 1.0, *NO_CLIP)
     with genkern.use_backend(backend):
         assert OPS["sampler_step"](*step).tolist() == [[0.5], [3.0]]
         threshold = OPS["dynamic_threshold"](x, pred, None, rows, None, factor, 1.0, 0.5, 9.0)

@@ -198,7 +198,6 @@ def _fuzz(results: Results) -> list[str]:
     return [
         f"{public:,} random calls of public functions and {hostile:,} hostile calls of operators,"
         " without a fault.",
-        *(f"Another run stopped: {stop}." for stop in results.get("stopped", ())),
         Table("How the calls ended", ["calls", "number"], rows).markdown(),
         "What they found before: [Robustness](robustness.md).",
     ]

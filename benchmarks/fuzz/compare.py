@@ -84,6 +84,8 @@ def _off(
 
 # Outside, squares and exponentials over- and underflow, where the exact values do not.
 _ORDINARY = (1e-4, 40.0)
+# An infinite coefficient is taken for the largest number: docs/robustness.md.
+_SATURATED = ("gradient_penalty_backward", "gradient_penalty_backward_backward")
 # float32 values below may come as 0: docs/gan.md. A factor can enlarge what is lost.
 _LOST = 1e-37
 
@@ -136,7 +138,11 @@ def _output_problem(
         limit = torch.finfo(got.dtype).max * (1.0 - 4.0 * torch.finfo(got.dtype).eps)
         # Nor is one whose terms do: infinity less infinity depends on their order.
         scale = _terms_scale(op, args, index, want)
-        unlike &= ~(np.abs(want.value) >= limit) & (scale < limit)
+        in_range = (np.abs(want.value) < limit) & (scale < limit)
+        infinite = np.isinf(want.value) & (op.name not in _SATURATED)
+        # So does what is not a number in the exact order.
+        finite_in_one = np.isnan(want.value) & ((first == 0) != (second == 0))
+        unlike &= in_range | infinite | finite_in_one
     if unlike.any():
         at = tuple(map(int, np.argwhere(unlike)[0]))
         values = [float(x[at]) for x in (real(got), real(reference), want.value)]

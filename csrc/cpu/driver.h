@@ -1,6 +1,8 @@
 // What the kernels of every family share: threads, storage types, noise, sums in a fixed order.
 #pragma once
 
+#include <initializer_list>
+
 #include "cpu/iterate.h"
 #include "cpu/kernels.h"
 #include "cpu/noise.h"
@@ -160,6 +162,17 @@ struct Unit {
     }
   }
 };
+
+// Whether a unit of each of these tensors that is there is a row of 16-bit numbers in memory, which
+// are converted on the way: buffers cost twice the loads and stores.
+template <class S, int N>
+bool in_rows(const Tensors<S, N>& a, const Unit& unit, std::initializer_list<int> tensors) {
+  if (Step<float>::kWidth == 1 || sizeof(S) != 2) return false;
+  for (int tensor : tensors) {
+    if (a[tensor] && !a[tensor].row(unit.start, unit.n)) return false;
+  }
+  return true;
+}
 
 // The partial sums of a unit's values.
 template <class T>

@@ -188,6 +188,19 @@ class Access {
     return buffer;
   }
 
+  // The chunk as it is stored, if that is a row of 16-bit numbers; else null.
+  S* row(int64_t start, int64_t n) const {
+    const int64_t offset = direct_ ? -1 : dims_->contiguous(index_, start, n);
+    return offset < 0 ? nullptr : reinterpret_cast<S*>(data_) + offset;
+  }
+  // Where to write a row: in place, or the buffer. `write_row` completes it.
+  S* row_target(int64_t start, int64_t n, S* buffer) const {
+    return streaming_ ? buffer : row(start, n);
+  }
+  void write_row(int64_t start, int64_t n, const S* buffer) const {
+    if (streaming_) stream(buffer, row(start, n), n * static_cast<int64_t>(sizeof(S)));
+  }
+
   // Where to write the chunk: in place, or the buffer. `write` completes it.
   T* target(int64_t start, int64_t n, T* buffer, int64_t draw = 0) const {
     if (direct_ && !streaming_) {

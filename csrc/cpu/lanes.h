@@ -253,7 +253,7 @@ struct Step {
 };
 template <class V, class T>
 GENKERN_HD V load_vector(const T* in) {
-  return *in;
+  return static_cast<V>(*in);
 }
 GENKERN_HD void store_vector(float* out, float x) { *out = x; }
 GENKERN_HD void store_vector(double* out, double x) { *out = x; }

@@ -56,7 +56,7 @@ from genkern._ops.random import sample_key
 # are open, begin: Ho et al., arXiv:2006.11239, (13).
 _HALF_BIN, _LAST_BIN = 1.0 / 255.0, 0.999
 # Width of a bin that is narrow against the bell, in standard deviations.
-_NARROW = 0.02
+_NARROW = 0.25
 
 _NO_CLIP = (-math.inf, math.inf)
 
@@ -236,7 +236,7 @@ def _step_reference(
     guidance_scale: float,
     x0_min: float,
     x0_max: float,
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor]:
     p, q, mean_x0, mean_x_t, mean_pred, std, lv, lv_values = columns(coefficients, t, x_t)
     x, m = wide(x_t), _guided(pred, uncond, guidance_factor, guidance_scale)
     x_prev, x0 = mean_x_t * x + mean_pred * m, p * x + q * m
@@ -252,15 +252,16 @@ def _step_reference(
     if eps is not None:
         std, eps = _noise_parts(std, lv, lv_values, var_values, eps)
         x_prev = x_prev + std * eps
-    return [with_layout(out.to(x_t.dtype), torch.empty_like(x_t)) for out in (x_prev, x0)]
+    x_prev, x0 = (with_layout(v.to(x_t.dtype), torch.empty_like(x_t)) for v in (x_prev, x0))
+    return x_prev, x0
 
 
 def _sampler_step_reference(*args: Any) -> Tensor:
     return _step_reference(False, *args)[0]
 
 
-def _sampler_step_x0_reference(*args: Any) -> tuple[Tensor, ...]:
-    return tuple(_step_reference(True, *args))
+def _sampler_step_x0_reference(*args: Any) -> tuple[Tensor, Tensor]:
+    return _step_reference(True, *args)
 
 
 def _sampler_step_backward_reference(
@@ -305,8 +306,8 @@ def _sampler_step_formula(
     if args[8] is not None or args[9] is not None:  # guidance_factor, threshold
         return sampler_step.reference_backward(args, needs, grad)
     wanted = (*needs[:4], needs[5])
-    found = sampler_step_backward(grad, *args[:8], *args[10:], mask_of(wanted))
-    found = asked(found, wanted)
+    grads = sampler_step_backward(grad, *args[:8], *args[10:], mask_of(wanted))
+    found = asked(grads, wanted)
     return (*found[:4], None, found[4], *[None] * 7)
 
 
@@ -436,19 +437,28 @@ def _decoder_term(d: Tensor, x0: Tensor, lv: Tensor) -> _Term:
 def _narrow_bin(lv: Tensor, inverse: Tensor, w: Tensor, s: Tensor) -> _Term:
     """Of a bin w wide and s from the mean in standard deviations, both w and w s below _NARROW.
 
-    Its probability is w times the density at its centre times 1 + w^2 He_2(s) / 24 + w^4 He_4(s) /
-    1920, the integral of the density's Taylor series. The terms left out are below 2e-14 of value
-    and derivatives.
+    Its probability is w times the density at its centre times S, the integral of the density's
+    Taylor series: S = 1 + sum over k of w^2k He_2k(s) / (4^k (2k + 1)!). The terms left out are
+    below 1e-16 of S.
     """
-    u, v = w * w, (w * s) ** 2
-    second, fourth = v - u, v * v - 6.0 * u * v + 3.0 * u * u
-    total = 1.0 + second / 24.0 + fourth / 1920.0
-    slope_s = u * (1.0 / 12.0 + (v - 3.0 * u) / 480.0) / total - 1.0  # over s
-    slope_w = (second / 12.0 + fourth / 480.0) / total + 1.0  # times w
+    # w^n He_n(s), by He_n+1(s) = s He_n(s) - n He_n-1(s).
+    u, p = w * w, w * s
+    even, odd = torch.ones_like(u), p
+    # He_n' = n He_n-1: the derivative of S by s, over w, and that by w, times w.
+    total, by_s, by_w = torch.ones_like(u), torch.zeros_like(u), torch.zeros_like(u)
+    factor = 1.0
+    for n in range(2, 11, 2):
+        factor /= 4.0 * n * (n + 1)
+        even = p * odd - (n - 1) * u * even
+        total = total + factor * even
+        by_s, by_w = by_s + n * factor * odd, by_w + n * factor * even
+        odd = p * even - n * u * odd
     # log w with lv itself: w underflows.
     value = 0.5 * (lv + s * s) + math.log(math.sqrt(2.0 * math.pi) / (2.0 * _HALF_BIN))
     return _Term(
-        value - torch.log(total), -s * slope_s * inverse, 0.5 * (s * s * slope_s + slope_w)
+        value - torch.log(total),
+        (s - w * by_s / total) * inverse,
+        0.5 * (1.0 - s * s + (p * by_s + by_w) / total),
     )
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,13 +20,14 @@ from genkern._ops.elements import arithmetic
 
 Args = tuple[Any, ...]
 Backward = Callable[..., tuple[Tensor | None, ...]]
+R = TypeVar("R")  # what an operator returns: a tensor, or a tuple of them
 
 try:
     library = torch.library.Library("genkern", "DEF")
 except RuntimeError as error:
     raise ImportError("genkern: a process can import one copy, another is imported") from error
 
-OPS: dict[str, Op] = {}
+OPS: dict[str, Op[Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,16 @@ class Backend:
 
     name: str
 
-    def kernel(self, op: Op, args: Args) -> Kernel | str:
+    def kernel(self, op: Op[Any], args: Args) -> Kernel | str:
         """The kernel for a call, or the reason why there is none."""
         raise NotImplementedError
 
-    def refuses(self, op: Op, args: Args) -> str | None:
+    def refuses(self, op: Op[Any], args: Args) -> str | None:
         """The reason why this backend cannot run the call, or None."""
         kernel = self.kernel(op, args)
         return kernel if isinstance(kernel, str) else None
 
-    def cpu_operator(self, op: Op) -> torch._ops.OpOverload | None:
+    def cpu_operator(self, op: Op[Any]) -> torch._ops.OpOverload | None:
         """An operator that is the kernel for every call on a CPU, for compiled code."""
         return None
 
@@ -68,7 +69,7 @@ class ReferenceBackend(Backend):
 
     name = "reference"
 
-    def kernel(self, op: Op, args: Args) -> Kernel | str:
+    def kernel(self, op: Op[Any], args: Args) -> Kernel | str:
         return op.reference
 
 
@@ -123,7 +124,7 @@ class _EagerFunction(torch.autograd.Function):
     """Autograd in plain eager: half the overhead of `register_autograd`."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, *args: Any) -> Any:
+    def forward(ctx: Any, op: Op[Any], *args: Any) -> Any:
         op._save(ctx, args)
         return op._route(*args)
 
@@ -143,7 +144,7 @@ class _FormingFunction(torch.autograd.Function):
     """Autograd in plain eager of a loss that forms its gradients with its value."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, *args: Any) -> Any:
+    def forward(ctx: Any, op: Op[Any], *args: Any) -> Any:
         made = op.forming._route(*args)  # type: ignore[union-attr]
         op._save(ctx, args)
         # Not among the saved tensors: what a backward pass hands out is its receiver's to change.
@@ -172,7 +173,7 @@ class _FunctorchFunction(torch.autograd.Function):
     """Autograd under torch.func transforms, which refuse the other two forms."""
 
     @staticmethod
-    def forward(op: Op, *args: Any) -> Any:
+    def forward(op: Op[Any], *args: Any) -> Any:
         return op.overload(*args)
 
     @staticmethod
@@ -184,7 +185,7 @@ class _FunctorchFunction(torch.autograd.Function):
         return (None, *ctx.call[0]._backward(ctx, grads, ctx.needs_input_grad[1:]))
 
     @staticmethod
-    def vmap(info: Any, in_dims: Args, op: Op, *args: Any) -> tuple[Any, Any]:
+    def vmap(info: Any, in_dims: Args, op: Op[Any], *args: Any) -> tuple[Any, Any]:
         return op._vmap(info, in_dims[1:], *args)
 
 
@@ -217,7 +218,7 @@ def _finite(args: Args) -> Args:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-class Op:
+class Op(Generic[R]):
     """An operator `genkern::<name>`.
 
     Args:
@@ -241,16 +242,16 @@ class Op:
         self,
         schema: str,
         *,
-        reference: Callable[..., Any],
+        reference: Callable[..., R],
         fake: Callable[..., Any],
         samples: Callable[[torch.device, torch.dtype], Iterator[Sample]],
         backward: Backward | str | None = None,
         saves: Sequence[str] | None = None,
-        forming: Op | None = None,
+        forming: Op[Any] | None = None,
     ) -> None:
         self.schema = schema
         self.name = schema[: schema.index("(")]
-        self.reference = reference
+        self.reference: Callable[..., Any] = reference
         self.samples = samples
         self.forming = forming
         self.fake = fake
@@ -277,23 +278,23 @@ class Op:
         self._constant = self._tensors[formed:]
         OPS[self.name] = self
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> R:
         if _compiling() or _dispatch_modes():
             if _exporting():
-                return self.overload(*_finite(args))
+                return self.overload(*_finite(args))  # type: ignore[no-any-return]
             if _compiling() and self._goes_to_cpu(args) and self._has_cpu_operator():
-                return self._cpu_operator(*args)  # type: ignore[misc]
-            return self.overload(*args)
+                return self._cpu_operator(*args)  # type: ignore[misc, no-any-return]
+            return self.overload(*args)  # type: ignore[no-any-return]
         if _functorch_level() is not None:
             if self._formula is None:
-                return self.overload(*args)
-            return _FunctorchFunction.apply(self, *args)  # type: ignore[no-untyped-call]
+                return self.overload(*args)  # type: ignore[no-any-return]
+            return _FunctorchFunction.apply(self, *args)  # type: ignore[no-any-return, no-untyped-call]
         needs_gradient = False
         for i in self._tensors:
             a = args[i]
             if a is not None:
                 if type(a) not in _PLAIN or a.is_meta:
-                    return self._dispatch(args)
+                    return self._dispatch(args)  # type: ignore[no-any-return]
                 if a.requires_grad:
                     needs_gradient = True
         if needs_gradient and self._formula is not None and _grad_enabled():
@@ -302,11 +303,11 @@ class Op:
                     if args[i] is not None and args[i].requires_grad:
                         break
                 else:
-                    return _forming(self, *args)  # type: ignore[no-untyped-call]
-            return _eager(self, *args)  # type: ignore[no-untyped-call]
+                    return _forming(self, *args)  # type: ignore[no-any-return, no-untyped-call]
+            return _eager(self, *args)  # type: ignore[no-any-return, no-untyped-call]
         # Plain tensors in plain eager: the dispatcher would only lead back here, at the price of
         # two conversions of every argument.
-        return self._route(*args)
+        return self._route(*args)  # type: ignore[no-any-return]
 
     def _dispatch(self, args: Args) -> Any:
         """A call on other tensors than plain ones."""
@@ -447,7 +448,7 @@ class Op:
         ]
         if info.batch_size == 0:
             raise ValueError(f"{self.name}: vmap must be over at least 1 example, got 0")
-        results = [
+        results: list[Any] = [
             self(*(a if d is None else a.select(d, i) for a, d in pairs))
             for i in range(info.batch_size)
         ]
@@ -457,13 +458,13 @@ class Op:
         return torch.stack(results), 0
 
 
-class WritingOp(Op):
+class WritingOp(Op[None]):
     """The operator that writes `op`'s result to its last argument, `out`, and returns nothing.
 
     `out` may be `op`'s first argument.
     """
 
-    def __init__(self, op: Op, schema: str) -> None:
+    def __init__(self, op: Op[Any], schema: str) -> None:
         def reference(*args: Any) -> None:
             args[-1].copy_(op.reference(*args[:-1]))
 

@@ -57,7 +57,7 @@ def _eps(key: Tensor | None, noise: Tensor | None, mu: Tensor, num_samples: int 
         raise ValueError("rsample: expected key or noise, got neither")
     dtype = arithmetic(mu.dtype)
     if num_samples is None or key.dim() == 1:
-        return random.normal(key, shape, dtype)  # type: ignore[no-any-return]
+        return random.normal(key, shape, dtype)
     # A sample's stream covers (K, rest).
     eps: Tensor = random.normal(key, [mu.shape[0], num_samples, *mu.shape[1:]], dtype)
     return eps.transpose(0, 1)

@@ -112,7 +112,7 @@ def _noised(self: Any, x0: Tensor, t: Tensor, key: Tensor | None, noise: Tensor 
         return self.sqrt_alphas_cumprod, None, None, self.sqrt_one_minus_alphas_cumprod
 
     table = _table(self, "noising", x0, columns)
-    return ops.affine(x0, None, None, key, noise, table, t)  # type: ignore[no-any-return]
+    return ops.affine(x0, None, None, key, noise, table, t)
 
 
 def _squares(
@@ -140,7 +140,7 @@ def _squares(
     if objective == "pred_x0":
         key = noise = None
     data = None if objective == "pred_noise" else x0
-    sums: Tensor = ops.noise_loss(output, data, key, noise, table, t, None, _SAMPLE)
+    sums = ops.noise_loss(output, data, key, noise, table, t, None, _SAMPLE)
     return sums / math.prod(x0.shape[1:])
 
 
@@ -254,8 +254,7 @@ def _p_sample(
     row = _table(self, "step", x, columns)[t : t + 1]
     key, noise = drawn(self.genkern_noise, x) if t > 0 else (None, None)
     rest = (None, None, None, 1.0, -1.0, 1.0)
-    made: tuple[Tensor, Tensor] = ops.sampler_step_x0(x, pred, values, None, key, noise, row, *rest)
-    return made
+    return ops.sampler_step_x0(x, pred, values, None, key, noise, row, *rest)
 
 
 _METHODS: dict[Any, dict[str, Callable[..., Any]]] = {

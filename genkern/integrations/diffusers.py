@@ -382,8 +382,7 @@ def _step(
     if settings.threshold is not None:
         limit = ops.dynamic_threshold(x_t, pred, None, rows, index, None, 1.0, *settings.threshold)
     whole = (rows, index, None, limit, 1.0, *settings.clip)
-    made: tuple[Tensor, Tensor] = ops.sampler_step_x0(x_t, pred, values, None, key, noise, *whole)
-    return made
+    return ops.sampler_step_x0(x_t, pred, values, None, key, noise, *whole)
 
 
 def _unfit(output: Any, x_t: Any, timestep: Any, learned: bool, noise: Tensor | None) -> str | None:
@@ -536,8 +535,7 @@ def _noising(scheduler: Any, x0: Any, noise: Any, timesteps: Any, velocity: bool
     else:
         table, index = _noising_table(scheduler, x0, velocity), t
     table = table.to(arithmetic(x0.dtype))
-    made: Tensor = ops.affine(x0, None, None, None, noise, table, index)
-    return made
+    return ops.affine(x0, None, None, None, noise, table, index)
 
 
 def _noising_rows(level: Tensor, velocity: bool) -> Tensor:

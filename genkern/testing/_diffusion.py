@@ -26,6 +26,7 @@ from genkern.testing._common import (
     real,
     reduced,
     spread,
+    square,
 )
 from genkern.testing._random import eager_normal, key_words, standard_normal
 
@@ -143,19 +144,18 @@ def _noise_loss_parts(
         (-c["x0"], None if x0 is None else _exact(x0)),
         (-c["noise"], _eps(key, noise, pred)),
     )
+    # A term may overflow; then 0 times the difference need not be 0.
+    overflows = difference.scale > torch.finfo(arithmetic(pred.dtype)).max
+    difference = Expected(difference.value, np.where(overflows, np.inf, difference.scale))
     return difference, c["weight"] * _each(sample_weight, pred), c
-
-
-def _square(x: Expected) -> Expected:
-    """A rounding of x's terms costs twice x times their magnitude, half of it on either factor."""
-    return Expected(x.value**2, np.abs(x.value) * x.scale)
 
 
 def _noise_loss(pred: Tensor, *args: Any) -> list[Expected | None]:
     *rest, reduction = args
     difference, weight, c = _noise_loss_parts(pred, *rest)
     one = np.asarray(REAL(1))
-    loss = _whole(_sum((weight, _square(difference)), (c["offset"], Expected(one, one))), pred)
+    of_square = weight, square(difference, pred.dtype)
+    loss = _whole(_sum(of_square, (c["offset"], Expected(one, one))), pred)
     return [reduced(*loss, reduction)]
 
 
@@ -337,19 +337,21 @@ class _Term(NamedTuple):
     by_lv: Expected
 
 
-def _kl_term(d: Expected, lv: Expected, mean_x0: Array, true_lv: Array) -> _Term:
+def _kl_term(
+    d: Expected, lv: Expected, mean_x0: Array, true_lv: Array, dtype: torch.dtype
+) -> _Term:
     """KL(N(m1, e^true_lv) || N(m2, e^lv)) of one element, with m1 - m2 = mean_x0 d."""
     r = true_lv - lv.value
     size_r, size_v = np.abs(true_lv) + lv.scale, 1 + lv.scale
     ratio, precision = np.exp(r), mean_x0**2 * np.exp(-lv.value)
-    square = precision * d.value**2
-    value = (square + expm1_minus(r)) / 2
-    size_square = precision * _square(d).scale * size_v
+    of_mean, size_mean = (precision * x for x in square(d, dtype))
+    value = (of_mean + expm1_minus(r)) / 2
+    size_mean = size_mean * size_v
     size_ratio = (1 + size_r) * ratio + 1
     return _Term(
-        Expected(value, (size_square + size_ratio + size_r) / 2),
+        Expected(value, (size_mean + size_ratio + size_r) / 2),
         Expected(precision * d.value, precision * d.scale * size_v),
-        Expected(-(np.expm1(r) + square) / 2, (size_ratio + size_square) / 2),
+        Expected(-(np.expm1(r) + of_mean) / 2, (size_ratio + size_mean) / 2),
     )
 
 
@@ -392,7 +394,7 @@ def _log_mass(a: Array, b: Array) -> tuple[Array, Array, Array]:
     return np.log(bell) - near * near / 2 - _LOG_ROOT_2_PI, at_a, at_b
 
 
-def _decoder_term(d: Expected, lv: Expected, x0: Array) -> _Term:
+def _decoder_term(d: Expected, lv: Expected, x0: Array, dtype: torch.dtype) -> _Term:
     """-log of the mass of x0's bin under N(x0_hat, e^lv).
 
     With a and b the bin's ends in standard deviations from x0_hat and P its mass,
@@ -409,14 +411,14 @@ def _decoder_term(d: Expected, lv: Expected, x0: Array) -> _Term:
     a_at_a, b_at_b = np.where(opens_down, 0, a * at_a), np.where(opens_up, 0, b * at_b)
     by_lv = (b_at_b - a_at_a) / 2
     # What a rounding of the bin's ends costs; the second derivative by d is at most 1 / sigma^2,
-    # since the mass of an interval is log-concave in its centre.
+    # since the mass of an interval is log-concave in its centre. Of second order as in `square`.
     reach, size_v = d.scale + _HALF_BIN, 1 + lv.scale
-    bend = reach / sigma**2
-    size = 1 + np.abs(log_mass) + np.abs(by_d) * reach + np.abs(by_lv) * size_v
+    bend, off = reach / sigma**2, torch.finfo(arithmetic(dtype)).eps * reach
+    size = 1 + np.abs(log_mass) + np.abs(by_d) * reach + off * bend + np.abs(by_lv) * size_v
     return _Term(
         Expected(-log_mass, size),
         Expected(by_d, (np.abs(by_d) + bend) * size_v),
-        Expected(by_lv, (0.5 + np.abs(by_lv) + (c + _HALF_BIN) * bend) * size_v),
+        Expected(by_lv, (0.5 + np.abs(by_lv) + (c + _HALF_BIN + off) * bend) * size_v),
     )
 
 
@@ -453,10 +455,10 @@ def _bound(
     lv = _whole(_log_variance(c, var_values), pred)
 
     last = _over(c["decoder"] == 1, pred)
-    term = _kl_term(d, lv, c["mean_x0"], c["true_lv"])
+    term = _kl_term(d, lv, c["mean_x0"], c["true_lv"], pred.dtype)
     if last.any():
         there = [Expected(e.value[last], e.scale[last]) for e in (d, lv)]
-        decoder = _decoder_term(there[0], there[1], pixels.value[last])
+        decoder = _decoder_term(there[0], there[1], pixels.value[last], pred.dtype)
         term = _Term(*(_placed(t, last, k) for t, k in zip(decoder, term, strict=True)))
 
     simple = _sum((1, m), (-1, eps))
@@ -464,7 +466,7 @@ def _bound(
     by_mean = None if detach_mean else _product(term.by_d, by_pred)
     values = c["lv_values"] if var_values is not None else REAL(0)
     return _Bound(
-        _whole(_sum((of_bound, term.value), (of_simple, _square(simple))), pred),
+        _whole(_sum((of_bound, term.value), (of_simple, square(simple, pred.dtype))), pred),
         _whole(_sum((2 * of_simple, simple), (of_bound, by_mean)), pred),
         _whole(_sum((of_bound * values, term.by_lv)), pred),
     )

@@ -22,6 +22,7 @@ from genkern.testing._common import (
     real,
     reduced,
     spread,
+    square,
 )
 from genkern.testing._random import EXPECTED as RANDOM
 
@@ -65,9 +66,10 @@ def _linear(x: Array, factor: float) -> _Term:
     return _Term(factor * x, np.abs(x), factor * one, one)
 
 
-def _half_square(difference: Array, size: Array) -> _Term:
+def _half_square(difference: Array, size: Array, dtype: torch.dtype) -> _Term:
     """Of a difference whose terms have the size `size`."""
-    return _Term(difference**2 / 2, np.abs(difference) * size, difference, size)
+    whole = square(Expected(difference, size), dtype)
+    return _Term(whole.value / 2, whole.scale, difference, size)
 
 
 def _hinge(x: Array, sign: float) -> _Term:
@@ -76,7 +78,9 @@ def _hinge(x: Array, sign: float) -> _Term:
     return _Term(np.maximum(margin, 0), size, np.where(margin > 0, -sign, 0), np.ones_like(x))
 
 
-def _discriminator_terms(kind: int, r: Array, f: Array, smoothing: float) -> tuple[_Term, _Term]:
+def _discriminator_terms(
+    kind: int, r: Array, f: Array, smoothing: float, dtype: torch.dtype
+) -> tuple[_Term, _Term]:
     """The terms of the real and of the generated data."""
     s = REAL(smoothing)
     if kind in (_MINIMAX, _NON_SATURATING):
@@ -86,7 +90,8 @@ def _discriminator_terms(kind: int, r: Array, f: Array, smoothing: float) -> tup
         return _hinge(r, 1.0), _hinge(f, -1.0)
     if kind == _WASSERSTEIN:
         return _linear(r, -1.0), _linear(f, 1.0)
-    return _half_square(r - 1 + s, np.abs(r) + 1), _half_square(f, np.abs(f))
+    of_real = _half_square(r - 1 + s, np.abs(r) + 1, dtype)
+    return of_real, _half_square(f, np.abs(f), dtype)
 
 
 def _relativistic(better: Array, worse: Array) -> _Term:
@@ -101,7 +106,7 @@ def _discriminator_loss(
     if kind == _RELATIVISTIC:
         term = _relativistic(r, f)
         return [reduced(term.value, term.value_scale, reduction)]
-    terms = _discriminator_terms(kind, r, f, label_smoothing)
+    terms = _discriminator_terms(kind, r, f, label_smoothing, real_logits.dtype)
     if r.shape == f.shape:
         terms = (_plus(*terms),) * 2
         return [reduced(terms[0].value, terms[0].value_scale, reduction)]
@@ -123,7 +128,7 @@ def _discriminator_loss_backward(
         term = _relativistic(r, f)
         terms = (term, _times(-1.0, term))
     else:
-        terms = _discriminator_terms(kind, r, f, label_smoothing)
+        terms = _discriminator_terms(kind, r, f, label_smoothing, real_logits.dtype)
     upstream = [spread(grad, x.shape, reduction) for x in (r, f)]
     values = [g * term.slope for g, term in zip(upstream, terms, strict=True)]
     scales = [np.abs(g) * term.slope_scale for g, term in zip(upstream, terms, strict=True)]
@@ -140,7 +145,7 @@ def _generator_term(kind: int, fake_logits: Tensor, real_logits: Tensor | None) 
     if kind == _NON_SATURATING:
         return _times(1.0, _softplus(-f), -1.0)
     if kind == _LEAST_SQUARES:
-        return _half_square(f - 1, np.abs(f) + 1)
+        return _half_square(f - 1, np.abs(f) + 1, fake_logits.dtype)
     return _linear(f, -1.0)
 
 

@@ -34,41 +34,35 @@ void for_samples(const Call& call, const Cut& cut, const Unit& unit, const F& f)
   }
 }
 
-// out = sum of c[k] in[k].
-template <int N, class T>
-void combine(int64_t n, const T* const (&in)[N], const T (&c)[N], T* out) {
-  if constexpr (N == 1) {
-    const T* const a = in[0];
-    const T p = c[0];
-    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
-      using V = typename decltype(number)::T;
-      store_vector(out + i, V(p) * load_vector<V>(a + i));
-    });
-  } else if constexpr (N == 2) {
-    const T *const a = in[0], *const b = in[1];
-    const T p = c[0], q = c[1];
-    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
-      using V = typename decltype(number)::T;
-      store_vector(out + i, madd(V(q), load_vector<V>(b + i), V(p) * load_vector<V>(a + i)));
-    });
-  } else if constexpr (N == 3) {
-    const T *const a = in[0], *const b = in[1], *const d = in[2];
-    const T p = c[0], q = c[1], r = c[2];
-    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
-      using V = typename decltype(number)::T;
-      const V sum = madd(V(q), load_vector<V>(b + i), V(p) * load_vector<V>(a + i));
-      store_vector(out + i, madd(V(r), load_vector<V>(d + i), sum));
-    });
-  } else {
-    const T *const a = in[0], *const b = in[1], *const d = in[2], *const e = in[3];
-    const T p = c[0], q = c[1], r = c[2], s = c[3];
-    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
-      using V = typename decltype(number)::T;
-      const V sum = madd(V(q), load_vector<V>(b + i), V(p) * load_vector<V>(a + i));
-      const V more = madd(V(r), load_vector<V>(d + i), sum);
-      store_vector(out + i, madd(V(s), load_vector<V>(e + i), more));
-    });
+// A term of a sum: a coefficient times numbers, which may be stored in 16 bits.
+template <class T, class P>
+struct Term {
+  const P* in;
+  T c;
+};
+template <class T, class P>
+Term(const P*, T) -> Term<T, P>;
+
+// out = the sum of the terms.
+template <class T, class O, class P, class... Rest>
+void combine(int64_t n, O* out, Term<T, P> first, Term<T, Rest>... rest) {
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    V sum = V(first.c) * load_vector<V>(first.in + i);
+    ((sum = madd(V(rest.c), load_vector<V>(rest.in + i), sum)), ...);
+    store_vector(out + i, sum);
+  });
+}
+
+// The sum of `done`, of `count` terms more and of `last`, if it is there.
+template <class T, class O, class P, class E, class... Done>
+void combine_all(int64_t n, O* out, int count, const Term<T, P>* more, Term<T, E> last,
+                 Done... done) {
+  if constexpr (sizeof...(Done) < 4) {
+    if (count > 0) return combine_all(n, out, count - 1, more + 1, last, done..., *more);
+    if (last.in) return combine(n, out, done..., last);
   }
+  if constexpr (sizeof...(Done) > 0) combine(n, out, done...);
 }
 
 // The noise of a unit, drawn or read; null where there is none. `ahead` are read after it.
@@ -96,35 +90,43 @@ void affine(const Affine& call) {
         call, {&call.terms[0], &call.terms[1], &call.terms[2], &call.terms[3], &call.out},
         call.keys.data == nullptr, 4);
     const Cut cut = cut_of(call);
+    const bool drawn = call.keys.data != nullptr;
     for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
-      alignas(64) T in_[4][kChunk], out_[kChunk];
+      alignas(64) T in_[3][kChunk], eps_[kChunk], out_[kChunk];
+      alignas(64) S rounded[kChunk];
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
-        const T* in[4];
-        int column[4], terms = 0;
-        const T* eps = noise_of<S>(call, call.keys, a, 3, {0, 1, 2}, unit, in_[3]);
-        for (int k = 0; k < 4; ++k) {
-          const T* term = k == 3 ? eps : a[k] ? a[k].read(unit.start, unit.n, in_[k]) : nullptr;
-          if (term == nullptr) continue;
-          in[terms] = term;
-          column[terms++] = k;
+        // `in(k)` is where term k begins, or null.
+        const auto sum = [&](int terms, auto in, const T* eps, auto* out) {
+          for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+            const auto c = [&](int k) { return coefficient<T>(call.table, sample, k); };
+            decltype(Term{in(0), T()}) there[4];
+            int count = 0;
+            for (int k = 0; k < terms; ++k) {
+              if (in(k)) there[count++] = {in(k) + at, c(k)};
+            }
+            combine_all(n, out + at, count, there, Term{eps ? eps + at : eps, eps ? c(3) : T(0)});
+          });
+        };
+        const auto noise = [&] {
+          return noise_of<S>(call, call.keys, a, 3, {0, 1, 2}, unit, eps_);
+        };
+        if (in_rows(a, unit, {0, 1, 2, 3, 4})) {
+          const auto row = [&](int k) -> const S* {
+            return a[k] ? a[k].row(unit.start, unit.n) : nullptr;
+          };
+          S* out = a[4].row_target(unit.start, unit.n, rounded);
+          sum(drawn ? 3 : 4, row, drawn ? noise() : nullptr, out);
+          a[4].write_row(unit.start, unit.n, rounded);
+          continue;
+        }
+        const T* eps = noise();
+        const T* in[3];
+        for (int k = 0; k < 3; ++k) {
+          in[k] = a[k] ? a[k].read(unit.start, unit.n, in_[k]) : nullptr;
         }
         T* out = a[4].target(unit.start, unit.n, out_);
-        for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-          const auto c = [&](int k) { return coefficient<T>(call.table, sample, column[k]); };
-          switch (terms) {
-            case 1:
-              return combine<1, T>(n, {in[0] + at}, {c(0)}, out + at);
-            case 2:
-              return combine<2, T>(n, {in[0] + at, in[1] + at}, {c(0), c(1)}, out + at);
-            case 3:
-              return combine<3, T>(n, {in[0] + at, in[1] + at, in[2] + at}, {c(0), c(1), c(2)},
-                                   out + at);
-            default:
-              return combine<4, T>(n, {in[0] + at, in[1] + at, in[2] + at, in[3] + at},
-                                   {c(0), c(1), c(2), c(3)}, out + at);
-          }
-        });
+        sum(3, [&](int k) { return in[k]; }, eps, out);
         a[4].write(unit.start, unit.n, out, out_);
       }
     });
@@ -154,16 +156,31 @@ Tensors<S, kLossTensors> loss_tensors(const NoiseLoss& call) {
 
 enum LossColumn { kTargetX0, kTargetNoise, kWeight, kOffset };
 
-// Calls f(unit, pred, x0, eps) for each unit; what is absent is 0.
+// Calls f(unit, pred, x0, eps) for each unit; what is absent is 0. They may be 16-bit numbers.
 template <class S, class F>
 void for_loss_units(const NoiseLoss& call, const Tensors<S, kLossTensors>& a, const Cut& cut,
                     const F& f) {
   using T = typename Arithmetic<S>::T;
   for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
     alignas(64) T pred_[kChunk], x0_[kChunk], eps_[kChunk], zero[kChunk] = {};
+    alignas(64) S none[kChunk] = {};
     for (int64_t index = begin; index < end; ++index) {
       const Unit unit(cut, index);
-      const T* eps = noise_of<S>(call, call.keys, a, kLossNoise, {kLossPred, kLossX0}, unit, eps_);
+      const auto noise = [&] {
+        return noise_of<S>(call, call.keys, a, kLossNoise, {kLossPred, kLossX0}, unit, eps_);
+      };
+      if (in_rows(a, unit, {kLossPred, kLossX0, kLossNoise})) {
+        const auto row = [&](int k) -> const S* {
+          return a[k] ? a[k].row(unit.start, unit.n) : none;
+        };
+        if (call.keys.data) {
+          f(unit, row(kLossPred), row(kLossX0), noise());
+        } else {
+          f(unit, row(kLossPred), row(kLossX0), row(kLossNoise));
+        }
+        continue;
+      }
+      const T* eps = noise();
       const T* x0 = a[kLossX0] ? a[kLossX0].read(unit.start, unit.n, x0_) : zero;
       f(unit, a[kLossPred].read(unit.start, unit.n, pred_), x0, eps ? eps : zero);
     }
@@ -176,23 +193,24 @@ T loss_weight(const NoiseLoss& call, int64_t sample) {
 }
 
 // pred - target, for one sample.
-template <class T>
+template <class T, class P, class E>
 struct LossDifference {
-  const T *pred, *x0, *eps;
+  const P *pred, *x0;
+  const E* eps;
   T c_x0, c_eps;
 
-  LossDifference(const NoiseLoss& call, int64_t sample, const T* pred_, const T* x0_, const T* eps_)
-      : pred(pred_),
-        x0(x0_),
-        eps(eps_),
-        c_x0(-coefficient<T>(call.table, sample, kTargetX0)),
-        c_eps(-coefficient<T>(call.table, sample, kTargetNoise)) {}
   template <class V>
   GENKERN_HD V at(int64_t i) const {
     const V sum = madd(V(c_x0), load_vector<V>(x0 + i), load_vector<V>(pred + i));
     return madd(V(c_eps), load_vector<V>(eps + i), sum);
   }
 };
+template <class T, class P, class E>
+LossDifference<T, P, E> difference_of(const NoiseLoss& call, int64_t sample, const P* pred,
+                                      const P* x0, const E* eps) {
+  return {pred, x0, eps, -coefficient<T>(call.table, sample, kTargetX0),
+          -coefficient<T>(call.table, sample, kTargetNoise)};
+}
 
 // With grad_pred, the gradient for an upstream gradient of 1 as well.
 void noise_loss(const NoiseLoss& call) {
@@ -205,23 +223,33 @@ void noise_loss(const NoiseLoss& call) {
     const Cut cut = cut_of(call);
     const bool reduce = call.reduction != Reduction::kNone, forming = static_cast<bool>(gradient);
     const T factor = static_cast<T>(2.0 / divisor(call));
-    const auto body = [&](const Unit& unit, const T* pred, const T* x0, const T* eps) {
+    const auto body = [&](const Unit& unit, const auto* pred, const auto* x0, const auto* eps) {
       alignas(64) T out_[kChunk], grad_[kChunk];
+      alignas(64) S rounded[kChunk];
       T* out = reduce ? out_ : a[kLoss].target(unit.start, unit.n, out_);
-      T* grad = forming ? gradient.target(unit.start, unit.n, grad_) : grad_;
-      for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-        const LossDifference<T> difference(call, sample, pred + at, x0 + at, eps + at);
-        const T weight = loss_weight<T>(call, sample), slope = factor * weight;
-        const T offset = coefficient<T>(call.table, sample, kOffset);
-        T *const value = out + at, *const along = grad + at;
-        for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
-          using V = typename decltype(number)::T;
-          const V d = difference.template at<V>(i);
-          store_vector(value + i, weighted_square(d, V(weight), V(offset)));
-          if (forming) store_vector(along + i, V(slope) * d);
+      const auto differences = [&](auto* grad) {
+        for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+          const auto difference = difference_of<T>(call, sample, pred + at, x0 + at, eps + at);
+          const T weight = loss_weight<T>(call, sample), slope = factor * weight;
+          const T offset = coefficient<T>(call.table, sample, kOffset);
+          T* const value = out + at;
+          auto* const along = grad + at;
+          for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+            using V = typename decltype(number)::T;
+            const V d = difference.template at<V>(i);
+            store_vector(value + i, weighted_square(d, V(weight), V(offset)));
+            if (forming) store_vector(along + i, V(slope) * d);
+          });
         });
-      });
-      if (forming) gradient.write(unit.start, unit.n, grad, grad_);
+      };
+      if (forming && in_rows(a, unit, {kLossGradPred})) {
+        differences(gradient.row_target(unit.start, unit.n, rounded));
+        gradient.write_row(unit.start, unit.n, rounded);
+      } else {
+        T* grad = forming ? gradient.target(unit.start, unit.n, grad_) : grad_;
+        differences(grad);
+        if (forming) gradient.write(unit.start, unit.n, grad, grad_);
+      }
       if (reduce) {
         partial_sums(cut, unit, out, call.partials);
       } else {
@@ -240,7 +268,7 @@ void noise_loss_backward(const NoiseLoss& call) {
     const auto a = loss_tensors<S>(call);
     const Cut cut = cut_of(call);
     const T factor = static_cast<T>(2.0 / divisor(call));
-    const auto body = [&](const Unit& unit, const T* pred, const T* x0, const T* eps) {
+    const auto body = [&](const Unit& unit, const auto* pred, const auto* x0, const auto* eps) {
       alignas(64) T grad_[kChunk], out_[3][kChunk];
       const T* grad = a[kLossGrad].read(unit.start, unit.n, grad_);
       T* out[3];
@@ -249,7 +277,7 @@ void noise_loss_backward(const NoiseLoss& call) {
         out[v] = access ? access.target(unit.start, unit.n, out_[v]) : out_[v];
       }
       for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-        const LossDifference<T> difference(call, sample, pred + at, x0 + at, eps + at);
+        const auto difference = difference_of<T>(call, sample, pred + at, x0 + at, eps + at);
         const T weight = factor * loss_weight<T>(call, sample);
         const T* const g = grad + at;
         T* const to = out[0] + at;
@@ -261,7 +289,7 @@ void noise_loss_backward(const NoiseLoss& call) {
         for (int v = 1; v < 3; ++v) {
           if (!a[kLossGradPred + v]) continue;
           const int column = v == 1 ? kTargetX0 : kTargetNoise;
-          combine<1, T>(n, {to}, {-coefficient<T>(call.table, sample, column)}, out[v] + at);
+          combine(n, out[v] + at, Term{to, -coefficient<T>(call.table, sample, column)});
         }
       });
       for (int v = 0; v < 3; ++v) {
@@ -312,7 +340,7 @@ Tensors<S, kStepTensors> step_tensors(const SamplerStep& call) {
 // m = factor (uncond + scale (pred - uncond)), or factor pred.
 template <class T>
 void guided(int64_t n, const T* pred, const T* uncond, T scale, T factor, T* out) {
-  if (!uncond) return combine<1, T>(n, {pred}, {factor}, out);
+  if (!uncond) return combine(n, out, Term{pred, factor});
   for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
     const V m = guide(load_vector<V>(pred + i), load_vector<V>(uncond + i), V(scale));
@@ -347,11 +375,12 @@ void scale_noise(int64_t n, const T* eps, const T* var_values, T log_variance, T
 }
 
 // clamp(p x + q m), in units of `unit`.
-template <class T>
-void clipped_x0(int64_t n, const T* x, const T* m, T p, T q, T low, T high, T unit, T* out) {
+template <class T, class P, class M>
+void clipped_x0(int64_t n, Term<T, P> x, Term<T, M> m, T low, T high, T unit, T* out) {
   for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
-    const V x0 = madd(V(q), load_vector<V>(m + i), V(p) * load_vector<V>(x + i));
+    const V by_x = V(x.c) * load_vector<V>(x.in + i);
+    const V x0 = madd(V(m.c), load_vector<V>(m.in + i), by_x);
     store_vector(out + i, clamp(x0, V(low), V(high)));
   });
   if (unit == T(1)) return;
@@ -360,6 +389,32 @@ void clipped_x0(int64_t n, const T* x, const T* m, T p, T q, T low, T high, T un
 
 bool clips(double low, double high) { return low != -INFINITY || high != INFINITY; }
 
+// One sample's step to `out`, by way of x0 if `by_x0`. x, m, eps and out may be 16-bit numbers; eps
+// is null where no noise is added.
+template <class T, class P, class M, class E, class O>
+void sampler_step_of(const SamplerStep& call, int64_t sample, bool by_x0, int64_t n, const P* x,
+                     const M* m, const E* eps, T std, T* x0, O* out) {
+  const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
+  const Term to_x{x, c(kMeanXt)};
+  const Term to_m{m, c(kMeanPred)};
+  const Term noise{eps, std};
+  if (!by_x0) {
+    if (eps) return combine(n, out, to_x, to_m, noise);
+    return combine(n, out, to_x, to_m);
+  }
+  T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max), unit = T(1);
+  if (call.threshold.data) {
+    // Divided by the threshold after clipping to it.
+    high = value_of<T>(call.threshold, sample, 1.0);
+    low = -high;
+    unit = high;
+  }
+  clipped_x0(n, Term{x, c(kX0Xt)}, Term{m, c(kX0Pred)}, low, high, unit, x0);
+  const Term to_x0{const_cast<const T*>(x0), c(kMeanX0)};
+  if (eps) return combine(n, out, to_x0, to_x, to_m, noise);
+  combine(n, out, to_x0, to_x, to_m);
+}
+
 void sampler_step(const SamplerStep& call) {
   visit(call.type, [&](auto storage) {
     using S = decltype(storage);
@@ -367,53 +422,56 @@ void sampler_step(const SamplerStep& call) {
     const auto a = step_tensors<S>(call);
     const Cut cut = cut_of(call);
     const bool by_x0 = a[kX0] || call.threshold.data || clips(call.x0_min, call.x0_max);
+    const bool drawn = call.keys.data != nullptr;
+    const bool plain = !a[kVarValues] && !a[kUncond] && !call.guidance_factor.data;
     for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
       alignas(64) T x_[kChunk], pred_[kChunk], values_[kChunk], uncond_[kChunk], eps_[kChunk];
       alignas(64) T guided_[kChunk], x0_[kChunk], scaled[kChunk], out_[kChunk];
+      alignas(64) S rounded[kChunk];
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
-        const T* eps = noise_of<S>(call, call.keys, a, kStepNoise,
-                                   {kXt, kStepPred, kVarValues, kUncond}, unit, eps_);
-        const T* x = a[kXt].read(unit.start, unit.n, x_);
-        const T* m = prediction<S>(call, a, kStepPred, kUncond, cut, unit, pred_, uncond_, guided_);
-        const T* values =
-            a[kVarValues] && eps ? a[kVarValues].read(unit.start, unit.n, values_) : nullptr;
-        T* out = a[kNext].target(unit.start, unit.n, out_);
+        const auto noise = [&] {
+          return noise_of<S>(call, call.keys, a, kStepNoise, {kXt, kStepPred, kVarValues, kUncond},
+                             unit, eps_);
+        };
         T* x0 = a[kX0] ? a[kX0].target(unit.start, unit.n, x0_) : x0_;
-        for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-          const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
-          // A coefficient of 0 adds no noise, whatever it and its deviation are.
-          const T std = eps ? c(kStd) : T(0);
-          const T* e = std == T(0) ? nullptr : eps + at;
-          if (values && e) {
-            scale_noise(n, e, values + at, c(kLogVariance), c(kLogVarianceValues), scaled + at);
-            e = scaled + at;
-          }
-          if (!by_x0) {
-            if (e) {
-              combine<3, T>(n, {x + at, m + at, e}, {c(kMeanXt), c(kMeanPred), std}, out + at);
-            } else {
-              combine<2, T>(n, {x + at, m + at}, {c(kMeanXt), c(kMeanPred)}, out + at);
-            }
-            return;
-          }
-          T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max), unit_x0 = T(1);
-          if (call.threshold.data) {
-            // Divided by the threshold after clipping to it.
-            high = value_of<T>(call.threshold, sample, 1.0);
-            low = -high;
-            unit_x0 = high;
-          }
-          clipped_x0(n, x + at, m + at, c(kX0Xt), c(kX0Pred), low, high, unit_x0, x0 + at);
-          if (e) {
-            combine<4, T>(n, {x0 + at, x + at, m + at, e},
-                          {c(kMeanX0), c(kMeanXt), c(kMeanPred), std}, out + at);
+        const auto step = [&](const auto* x, const auto* m, const auto* eps, auto* out) {
+          for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+            // A coefficient of 0 adds no noise, whatever it and its deviation are.
+            const T std = eps ? coefficient<T>(call.table, sample, kStd) : T(0);
+            sampler_step_of(call, sample, by_x0, n, x + at, m + at,
+                            std == T(0) ? nullptr : eps + at, std, x0 + at, out + at);
+          });
+        };
+        if (plain && in_rows(a, unit, {kXt, kStepPred, kStepNoise, kNext})) {
+          const S *x = a[kXt].row(unit.start, unit.n), *m = a[kStepPred].row(unit.start, unit.n);
+          S* out = a[kNext].row_target(unit.start, unit.n, rounded);
+          if (drawn) {
+            step(x, m, noise(), out);
           } else {
-            combine<3, T>(n, {x0 + at, x + at, m + at}, {c(kMeanX0), c(kMeanXt), c(kMeanPred)},
-                          out + at);
+            const S* eps = a[kStepNoise] ? a[kStepNoise].row(unit.start, unit.n) : nullptr;
+            step(x, m, eps, out);
           }
-        });
-        a[kNext].write(unit.start, unit.n, out, out_);
+          a[kNext].write_row(unit.start, unit.n, rounded);
+        } else {
+          const T* eps = noise();
+          const T* x = a[kXt].read(unit.start, unit.n, x_);
+          const T* m =
+              prediction<S>(call, a, kStepPred, kUncond, cut, unit, pred_, uncond_, guided_);
+          if (a[kVarValues] && eps) {
+            const T* values = a[kVarValues].read(unit.start, unit.n, values_);
+            for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
+              const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
+              if (c(kStd) == T(0)) return;
+              scale_noise(n, eps + at, values + at, c(kLogVariance), c(kLogVarianceValues),
+                          scaled + at);
+            });
+            eps = scaled;
+          }
+          T* out = a[kNext].target(unit.start, unit.n, out_);
+          step(x, m, eps, out);
+          a[kNext].write(unit.start, unit.n, out, out_);
+        }
         if (a[kX0]) a[kX0].write(unit.start, unit.n, x0, x0_);
       }
     });
@@ -476,9 +534,9 @@ void sampler_step_backward(const SamplerStep& call) {
           // of_x0: the coefficient of what passes the clip.
           const auto linear = [&](T of_grad, T of_x0, T* to) {
             if (clip) {
-              combine<2, T>(n, {from, passed + at}, {of_grad, of_x0}, to);
+              combine(n, to, Term{from, of_grad}, Term{passed + at, of_x0});
             } else {
-              combine<1, T>(n, {from}, {of_grad}, to);
+              combine(n, to, Term{from, of_grad});
             }
           };
           if (wants[0]) linear(c(kMeanXt), p, out[0] + at);
@@ -496,7 +554,7 @@ void sampler_step_backward(const SamplerStep& call) {
             scale_noise(n, from, values + at, c(kLogVariance), c(kLogVarianceValues), std_ + at);
             along_std = std_ + at;
           }
-          if (wants[4]) combine<1, T>(n, {along_std}, {std}, out[4] + at);
+          if (wants[4]) combine(n, out[4] + at, Term{along_std, std});
           if (wants[2]) {
             const T factor = T(0.5) * std * c(kLogVarianceValues);
             const T* const e = eps + at;
@@ -621,7 +679,7 @@ void dynamic_threshold(const SampleStatistic& call) {
                    static_cast<T>(call.guidance_scale), factor, guided_);
             m = guided_;
           }
-          combine<2, T>(n, {x, m}, {p, q}, x0_);
+          combine(n, x0_, Term{x, p}, Term{m, q});
           for (int64_t i = 0; i < n; ++i) {
             Bits bits;
             const T value = std::fabs(x0_[i]);
@@ -717,7 +775,7 @@ template <class T>
 void difference(const Vlb& call, int64_t sample, int64_t n, const VlbInputs<T>& in, T* d,
                 T* inside) {
   const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
-  combine<3, T>(n, {in.x0, in.eps, in.pred}, {c(kDiffX0), c(kDiffNoise), c(kDiffPred)}, d);
+  combine(n, d, Term{in.x0, c(kDiffX0)}, Term{in.eps, c(kDiffNoise)}, Term{in.pred, c(kDiffPred)});
   if (!clips(call.x0_min, call.x0_max)) return;
   const T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max);
   const T* const x0 = in.x0;
@@ -732,11 +790,11 @@ void difference(const Vlb& call, int64_t sample, int64_t n, const VlbInputs<T>& 
 
 template <class T>
 struct VlbRow {
-  VlbRow(const Table& table, int64_t sample)
+  VlbRow(const Table& table, int64_t sample, bool learned)
       : mean_x0(coefficient<T>(table, sample, kVlbMeanX0)),
         true_lv(coefficient<T>(table, sample, kTrueLogVariance)),
         lv(coefficient<T>(table, sample, kVlbLogVariance)),
-        lv_values(coefficient<T>(table, sample, kVlbLogVarianceValues)),
+        lv_values(learned ? coefficient<T>(table, sample, kVlbLogVarianceValues) : T(0)),
         diff_pred(coefficient<T>(table, sample, kDiffPred)),
         decoder(coefficient<T>(table, sample, kDecoder) > T(0.5)) {}
   T mean_x0, true_lv, lv, lv_values, diff_pred;
@@ -747,8 +805,8 @@ template <class T>
 void vlb_values(const Vlb& call, const VlbRow<T>& row, int64_t n, const VlbInputs<T>& in,
                 const T* d, T* out) {
   const T scale = static_cast<T>(call.vlb_scale);
-  const T of_values = in.values ? row.lv_values : T(0);
-  const T* const values = in.values ? in.values : d;
+  const T of_values = row.lv_values;
+  const T* const values = in.values;
   if (row.decoder) {
     for (int64_t i = 0; i < n; ++i) {
       const double lv = static_cast<double>(madd(of_values, values[i], row.lv));
@@ -780,8 +838,8 @@ void vlb_gradients(const Vlb& call, const VlbRow<T>& row, T factor, int64_t n,
                    const VlbInputs<T>& in, const T* d, const T* inside, const T* g, T* grad_pred,
                    T* grad_values) {
   const T scale = factor * static_cast<T>(call.vlb_scale);
-  const T of_values = in.values ? row.lv_values : T(0);
-  const T* const values = in.values ? in.values : d;
+  const T of_values = row.lv_values;
+  const T* const values = in.values;
   const T of_pred = row.diff_pred;
   if (row.decoder) {
     for (int64_t i = 0; i < n; ++i) {
@@ -829,16 +887,15 @@ void for_vlb_units(const Vlb& call, const Tensors<S, kVlbTensors>& a, const Cut&
   using T = typename Arithmetic<S>::T;
   for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
     alignas(64) T pred_[kChunk], values_[kChunk], x0_[kChunk], eps_[kChunk];
+    if (!a[kVlbValues]) std::fill_n(values_, kChunk, T(0));
     for (int64_t index = begin; index < end; ++index) {
       const Unit unit(cut, index);
       const T* eps =
           noise_of<S>(call, call.keys, a, kVlbNoise, {kVlbPred, kVlbValues, kVlbX0}, unit, eps_);
       const T* pred = a[kVlbPred].read(unit.start, unit.n, pred_);
-      const T* values = a[kVlbValues] ? a[kVlbValues].read(unit.start, unit.n, values_) : nullptr;
+      const T* values = a[kVlbValues] ? a[kVlbValues].read(unit.start, unit.n, values_) : values_;
       const T* x0 = a[kVlbX0].read(unit.start, unit.n, x0_);
-      f(unit, [=](int64_t at) {
-        return VlbInputs<T>{pred + at, values ? values + at : nullptr, x0 + at, eps + at};
-      });
+      f(unit, [=](int64_t at) { return VlbInputs<T>{pred + at, values + at, x0 + at, eps + at}; });
     }
   });
 }
@@ -855,7 +912,7 @@ void vlb(const Vlb& call) {
       alignas(64) T d[kChunk], inside[kChunk], out_[kChunk];
       T* out = reduce ? out_ : a[kVlbLoss].target(unit.start, unit.n, out_);
       for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-        const VlbRow<T> row(call.table, sample);
+        const VlbRow<T> row(call.table, sample, call.var_values.data != nullptr);
         const VlbInputs<T> in = inputs(at);
         difference(call, sample, n, in, d + at, inside + at);
         vlb_values(call, row, n, in, d + at, out + at);
@@ -886,7 +943,7 @@ void vlb_backward(const Vlb& call) {
         out[v] = access ? access.target(unit.start, unit.n, out_[v]) : out_[v];
       }
       for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
-        const VlbRow<T> row(call.table, sample);
+        const VlbRow<T> row(call.table, sample, call.var_values.data != nullptr);
         const VlbInputs<T> in = inputs(at);
         difference(call, sample, n, in, d + at, inside + at);
         vlb_gradients<T>(call, row, factor, n, in, d + at, inside + at, g + at, out[0] + at,

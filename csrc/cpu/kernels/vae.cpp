@@ -39,11 +39,11 @@ GENKERN_HD Kl<T> divergence(T mu, T l, [[maybe_unused]] T m2, [[maybe_unused]] T
 }
 
 // kPlain, here and in the backward pass: logvar has no bounds and the KL no floor, whose
-// comparisons would take a sixth of the time.
-template <class T, bool kPrior, bool kDraw, bool kKl, bool kPlain>
-void posterior_loop(const Posterior& call, int64_t n, const T* __restrict mu,
-                    const T* __restrict logvar, const T* __restrict m2, const T* __restrict lv2,
-                    const T* __restrict eps, T* __restrict z, T* __restrict kl) {
+// comparisons would take a sixth of the time. Types P, E and O may be 16-bit numbers.
+template <class T, bool kPrior, bool kDraw, bool kKl, bool kPlain, class P, class E, class O>
+void posterior_loop(const Posterior& call, int64_t n, const P* __restrict mu,
+                    const P* __restrict logvar, const T* __restrict m2, const T* __restrict lv2,
+                    const E* __restrict eps, O* __restrict z, T* __restrict kl) {
   const PosteriorNumbers<T> numbers(call);
   for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
@@ -82,8 +82,11 @@ enum PosteriorTensor {
   kGradKl,
   kZ,
   kKlValue,
-  kGradMu,  // and the other three, in the order of their tensors
-  kGradNoise = kGradMu + 4,
+  kGradMu,  // in the order of their tensors
+  kGradLogvar,
+  kGradPriorMu,
+  kGradPriorLogvar,
+  kGradNoise,
   kPosteriorTensors
 };
 
@@ -110,10 +113,10 @@ void posterior_typed(const Posterior& call) {
   const int64_t size = total(call.shape);
   const Cut cut(size, call.shape.samples, kKl ? call.reduction : Reduction::kNone);
   const bool reduce = kKl && call.reduction != Reduction::kNone;
-  const auto loop = is_plain(call) ? posterior_loop<T, kPrior, kDraw, kKl, true>
-                                   : posterior_loop<T, kPrior, kDraw, kKl, false>;
+  const bool plain = is_plain(call);
   for_units(call, cut, call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
     alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], z_[kChunk], kl_[kChunk];
+    alignas(64) S rounded[kChunk];
     alignas(64) T m2_[kPrior ? kChunk : Step<T>::kWidth], lv2_[kPrior ? kChunk : Step<T>::kWidth];
     if constexpr (kPrior) {
       fill_constant(static_cast<T>(call.prior_mu_value), m2_);
@@ -122,28 +125,40 @@ void posterior_typed(const Posterior& call) {
     for (int64_t index = begin; index < end; ++index) {
       const Unit unit(cut, index);
       const int64_t start = unit.start, n = unit.n;
-      const T* mu = a[kMu].read(start, n, mu_);
-      const T* logvar = a[kLogvar].read(start, n, logvar_);
-      const T* m2 = a[kPriorMu] ? a[kPriorMu].read(start, n, m2_) : m2_;
-      const T* lv2 = a[kPriorLogvar] ? a[kPriorLogvar].read(start, n, lv2_) : lv2_;
       T* kl = kl_;
       if constexpr (kKl) kl = reduce ? kl_ : a[kKlValue].target(start, n, kl_);
-      for (int64_t draw = 0; draw < call.draws; ++draw) {
-        const T* eps = eps_;
-        T* z = z_;
-        if constexpr (kDraw) {
-          if (call.keys.data) {
-            Ahead ahead;
-            a[kMu].soon(start, n, ahead);
-            a[kLogvar].soon(start, n, ahead);
-            fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_, ahead);
-          } else {
-            eps = a[kNoise].read(start, n, eps_, draw);
-          }
-          z = a[kZ].target(start, n, z_, draw);
+      const auto noise = [&](int64_t draw) -> const T* {
+        if (!call.keys.data) return a[kNoise].read(start, n, eps_, draw);
+        Ahead ahead;
+        a[kMu].soon(start, n, ahead);
+        a[kLogvar].soon(start, n, ahead);
+        fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_, ahead);
+        return eps_;
+      };
+      if (!kPrior && plain && call.draws == 1 && in_rows(a, unit, {kMu, kLogvar, kNoise, kZ})) {
+        const S *mu = a[kMu].row(start, n), *logvar = a[kLogvar].row(start, n);
+        S* z = kDraw ? a[kZ].row_target(start, n, rounded) : rounded;
+        if (kDraw && call.keys.data) {
+          posterior_loop<T, false, kDraw, kKl, true>(call, n, mu, logvar, m2_, lv2_, noise(0), z,
+                                                     kl);
+        } else {
+          const S* eps = kDraw ? a[kNoise].row(start, n) : rounded;
+          posterior_loop<T, false, kDraw, kKl, true>(call, n, mu, logvar, m2_, lv2_, eps, z, kl);
         }
-        loop(call, n, mu, logvar, m2, lv2, eps, z, kl);
-        if constexpr (kDraw) a[kZ].write(start, n, z, z_, draw);
+        if (kDraw) a[kZ].write_row(start, n, rounded);
+      } else {
+        const T* mu = a[kMu].read(start, n, mu_);
+        const T* logvar = a[kLogvar].read(start, n, logvar_);
+        const T* m2 = a[kPriorMu] ? a[kPriorMu].read(start, n, m2_) : m2_;
+        const T* lv2 = a[kPriorLogvar] ? a[kPriorLogvar].read(start, n, lv2_) : lv2_;
+        for (int64_t draw = 0; draw < call.draws; ++draw) {
+          const T* eps = kDraw ? noise(draw) : eps_;
+          T* z = kDraw ? a[kZ].target(start, n, z_, draw) : z_;
+          const auto loop = plain ? posterior_loop<T, kPrior, kDraw, kKl, true, T, T, T>
+                                  : posterior_loop<T, kPrior, kDraw, kKl, false, T, T, T>;
+          loop(call, n, mu, logvar, m2, lv2, eps, z, kl);
+          if (kDraw) a[kZ].write(start, n, z, z_, draw);
+        }
       }
       if constexpr (kKl) {
         if (reduce) {
@@ -188,13 +203,13 @@ void posterior(const Posterior& call) {
 
 // `along_eps` is the upstream gradient of z times the noise, or null where it is gz * eps: one
 // draw.
-template <class T, bool kPrior, bool kDraw, bool kKl, bool kPlain>
+template <class T, bool kPrior, bool kDraw, bool kKl, bool kPlain, class P, class E>
 void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
-                             const T* __restrict mu, const T* __restrict logvar,
+                             const P* __restrict mu, const P* __restrict logvar,
                              const T* __restrict m2, const T* __restrict lv2,
-                             const T* __restrict gz, const T* __restrict eps,
+                             const P* __restrict gz, const E* __restrict eps,
                              const T* __restrict along_eps, const T* __restrict gkl,
-                             T* __restrict grad_mu, T* __restrict grad_logvar,
+                             P* __restrict grad_mu, P* __restrict grad_logvar,
                              T* __restrict grad_m2, T* __restrict grad_lv2) {
   const PosteriorNumbers<T> numbers(call);
   const T scale = static_cast<T>(kl_scale);
@@ -271,6 +286,9 @@ void posterior_backward_typed(const Posterior& call) {
   const double kl_scale = 1.0 / divisor(call);
   // Without a gradient of logvar no noise is needed.
   const bool draws = call.grad_logvar.data != nullptr;
+  const bool plain = is_plain(call);
+  const bool rows =
+      plain && !kPrior && draws && call.draws == 1 && call.grad_mu.data && !call.grad_noise.data;
   for_units(
       call, cut, draws && call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
         alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], gz_[kChunk], gkl_[kChunk];
@@ -278,6 +296,7 @@ void posterior_backward_typed(const Posterior& call) {
         alignas(64) T m2_[kPrior ? kChunk : Step<T>::kWidth],
             lv2_[kPrior ? kChunk : Step<T>::kWidth];
         alignas(64) T out_[4][kChunk];
+        alignas(64) S rounded[2][kChunk];
         if constexpr (kPrior) {
           fill_constant(static_cast<T>(call.prior_mu_value), m2_);
           fill_constant(static_cast<T>(call.prior_logvar_value), lv2_);
@@ -290,25 +309,42 @@ void posterior_backward_typed(const Posterior& call) {
         for (int64_t index = begin; index < end; ++index) {
           const Unit unit(cut, index);
           const int64_t start = unit.start, n = unit.n;
+          const T* gkl = kKl ? a[kGradKl].read(start, n, gkl_) : gkl_;
+          const auto noise = [&](int64_t draw) -> const T* {
+            if (!draws) return eps_;
+            if (!call.keys.data) return a[kNoise].read(start, n, eps_, draw);
+            Ahead ahead;
+            if (kKl) a[kMu].soon(start, n, ahead);
+            a[kLogvar].soon(start, n, ahead);
+            a[kGradZ].soon(start, n, ahead, draw);
+            fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_, ahead);
+            return eps_;
+          };
+          if (rows && in_rows(a, unit, {kMu, kLogvar, kNoise, kGradZ, kGradMu, kGradLogvar})) {
+            const auto row = [&](int k) -> S* { return a[k] ? a[k].row(start, n) : nullptr; };
+            S* out[2];
+            for (int v = 0; v < 2; ++v) {
+              out[v] = a[kGradMu + v].row_target(start, n, rounded[v]);
+            }
+            const auto loop = [&](const auto* eps) {
+              posterior_backward_loop<T, false, kDraw, kKl, true, S>(
+                  call, kl_scale, n, row(kMu), row(kLogvar), m2_, lv2_, row(kGradZ), eps, nullptr,
+                  gkl, out[0], out[1], out_[2], out_[3]);
+            };
+            kDraw&& call.keys.data ? loop(noise(0)) : loop(row(kNoise));
+            for (int v = 0; v < 2; ++v) a[kGradMu + v].write_row(start, n, rounded[v]);
+            continue;
+          }
           const T* mu = a[kMu].read(start, n, mu_);
           const T* logvar = a[kLogvar].read(start, n, logvar_);
           const T* m2 = a[kPriorMu] ? a[kPriorMu].read(start, n, m2_) : m2_;
           const T* lv2 = a[kPriorLogvar] ? a[kPriorLogvar].read(start, n, lv2_) : lv2_;
-          const T* gkl = kKl ? a[kGradKl].read(start, n, gkl_) : gkl_;
           const T* gz = gz_;
           const T* eps = eps_;
           if constexpr (kDraw) {
             for (int64_t draw = 0; draw < call.draws; ++draw) {
               gz = a[kGradZ].read(start, n, gz_, draw);
-              if (draws && call.keys.data) {
-                Ahead ahead;
-                if (kKl) a[kMu].soon(start, n, ahead);
-                a[kLogvar].soon(start, n, ahead);
-                a[kGradZ].soon(start, n, ahead, draw);
-                fill_noise(call.keys, call.shape.samples, size, draw, start, n, eps_, ahead);
-              } else if (draws) {
-                eps = a[kNoise].read(start, n, eps_, draw);
-              }
+              eps = noise(draw);
               if (call.draws > 1) add_draw(n, draw == 0, gz, eps, sum, along);
             }
             if (call.draws != 1) gz = sum;
@@ -317,8 +353,8 @@ void posterior_backward_typed(const Posterior& call) {
           for (int v = 0; v < 4; ++v) {
             out[v] = a[kGradMu + v] ? a[kGradMu + v].target(start, n, out_[v]) : out_[v];
           }
-          const auto loop = is_plain(call) ? posterior_backward_loop<T, kPrior, kDraw, kKl, true>
-                                           : posterior_backward_loop<T, kPrior, kDraw, kKl, false>;
+          const auto loop = plain ? posterior_backward_loop<T, kPrior, kDraw, kKl, true, T, T>
+                                  : posterior_backward_loop<T, kPrior, kDraw, kKl, false, T, T>;
           loop(call, kl_scale, n, mu, logvar, m2, lv2, gz, eps, call.draws == 1 ? nullptr : along,
                gkl, out[0], out[1], out[2], out[3]);
           for (int v = 0; v < 4; ++v) {
@@ -342,6 +378,7 @@ void posterior_backward(const Posterior& call) {
 // ---- the decoders' likelihoods
 
 struct Bernoulli {
+  static constexpr bool kLearned = false;
   template <class T>
   struct Constants {
     explicit Constants(const Likelihood&) {}
@@ -359,6 +396,7 @@ struct Bernoulli {
 };
 
 struct FixedGaussian {
+  static constexpr bool kLearned = false;
   template <class T>
   struct Constants {
     explicit Constants(const Likelihood& call)
@@ -383,6 +421,7 @@ struct FixedGaussian {
 };
 
 struct LearnedGaussian {
+  static constexpr bool kLearned = true;
   template <class T>
   struct Constants {
     explicit Constants(const Likelihood& call)
@@ -410,8 +449,10 @@ enum LikelihoodTensor {
   kVariance,
   kGrad,
   kNll,
-  kGradXHat,  // and the other two, in the order of their tensors
-  kLikelihoodTensors = kGradXHat + 3
+  kGradXHat,  // in the order of their tensors
+  kGradX,
+  kGradVariance,
+  kLikelihoodTensors
 };
 
 template <class S>
@@ -423,8 +464,9 @@ Tensors<S, kLikelihoodTensors> likelihood_tensors(const Likelihood& call) {
           kNll};
 }
 
-template <class Kind, class T>
-void value_loop(const Likelihood& call, int64_t n, const T* __restrict a, const T* __restrict b,
+// a, b and the gradients may be 16-bit numbers.
+template <class Kind, class T, class P>
+void value_loop(const Likelihood& call, int64_t n, const P* __restrict a, const P* __restrict b,
                 const T* __restrict l, T* __restrict out) {
   const typename Kind::template Constants<T> c(call);
   for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
@@ -434,20 +476,21 @@ void value_loop(const Likelihood& call, int64_t n, const T* __restrict a, const 
   });
 }
 
-template <class Kind, class T>
-void gradient_loop(const Likelihood& call, double scale, int64_t n, const T* __restrict a,
-                   const T* __restrict b, const T* __restrict l, const T* __restrict g,
-                   T* __restrict first, T* __restrict second, T* __restrict third) {
+template <class Kind, bool kOfX, class T, class P, class O>
+void gradient_loop(const Likelihood& call, double scale, int64_t n, const P* __restrict a,
+                   const P* __restrict b, const T* __restrict l, const T* __restrict g,
+                   O* const (&out)[3]) {
   const typename Kind::template Constants<T> c(call);
   const T by = static_cast<T>(scale);
+  O* __restrict const first = out[0], * __restrict const second = out[1], * __restrict const third = out[2];
   for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
     V x = V(0.0f), y = V(0.0f), z = V(0.0f);
     Kind::gradients(c, load_vector<V>(a + i), load_vector<V>(b + i), load_vector<V>(l + i),
                     load_vector<V>(g + i) * V(by), x, y, z);
     store_vector(first + i, x);
-    store_vector(second + i, y);
-    store_vector(third + i, z);
+    if constexpr (kOfX) store_vector(second + i, y);
+    if constexpr (Kind::kLearned) store_vector(third + i, z);
   });
 }
 
@@ -466,11 +509,14 @@ void likelihood(const Likelihood& call) {
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
         const int64_t start = unit.start, n = unit.n;
-        const T* x_hat = a[kXHat].read(start, n, x_hat_);
-        const T* x = a[kX].read(start, n, x_);
         const T* logvar = a[kVariance] ? a[kVariance].read(start, n, logvar_) : logvar_;
         T* out = reduce ? out_ : a[kNll].target(start, n, out_);
-        value_loop<Kind>(call, n, x_hat, x, logvar, out);
+        if (in_rows(a, unit, {kXHat, kX})) {
+          value_loop<Kind>(call, n, a[kXHat].row(start, n), a[kX].row(start, n), logvar, out);
+        } else {
+          const T* x_hat = a[kXHat].read(start, n, x_hat_);
+          value_loop<Kind>(call, n, x_hat, a[kX].read(start, n, x_), logvar, out);
+        }
         if (reduce) {
           partial_sums(cut, unit, out, call.partials);
         } else {
@@ -492,19 +538,36 @@ void likelihood_backward(const Likelihood& call) {
     const double factor = 1.0 / divisor(call);
     for_units(call, cut, kGrain, [&](int64_t begin, int64_t end) {
       alignas(64) T x_hat_[kChunk], x_[kChunk], logvar_[kChunk], grad_[kChunk], out_[3][kChunk];
+      alignas(64) S rounded[3][kChunk];
       fill_constant(T(0), logvar_);
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
         const int64_t start = unit.start, n = unit.n;
-        const T* x_hat = a[kXHat].read(start, n, x_hat_);
-        const T* x = a[kX].read(start, n, x_);
         const T* logvar = a[kVariance] ? a[kVariance].read(start, n, logvar_) : logvar_;
         const T* grad = a[kGrad].read(start, n, grad_);
+        const auto loop = [&](const auto* x_hat, const auto* x, const auto& out) {
+          a[kGradX] ? gradient_loop<Kind, true>(call, factor, n, x_hat, x, logvar, grad, out)
+                    : gradient_loop<Kind, false>(call, factor, n, x_hat, x, logvar, grad, out);
+        };
+        // What no one asks for goes to a buffer.
+        if (in_rows(a, unit, {kXHat, kX, kGradXHat, kGradX, kGradVariance})) {
+          S* out[3];
+          for (int v = 0; v < 3; ++v) {
+            const auto& gradient = a[kGradXHat + v];
+            out[v] = gradient ? gradient.row_target(start, n, rounded[v]) : rounded[v];
+          }
+          loop(a[kXHat].row(start, n), a[kX].row(start, n), out);
+          for (int v = 0; v < 3; ++v) {
+            if (a[kGradXHat + v]) a[kGradXHat + v].write_row(start, n, rounded[v]);
+          }
+          continue;
+        }
         T* out[3];
         for (int v = 0; v < 3; ++v) {
-          out[v] = a[kGradXHat + v] ? a[kGradXHat + v].target(start, n, out_[v]) : out_[v];
+          const auto& gradient = a[kGradXHat + v];
+          out[v] = gradient ? gradient.target(start, n, out_[v]) : out_[v];
         }
-        gradient_loop<Kind>(call, factor, n, x_hat, x, logvar, grad, out[0], out[1], out[2]);
+        loop(a[kXHat].read(start, n, x_hat_), a[kX].read(start, n, x_), out);
         for (int v = 0; v < 3; ++v) {
           if (a[kGradXHat + v]) a[kGradXHat + v].write(start, n, out[v], out_[v]);
         }
