@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", "gfx950")
 NVIDIA = TARGETS[:3]
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float64": 8}
-THREADS, ELEMENTS = 128, 8  # of a program, of a thread: genkern/_triton/launch.py
+THREADS = 128  # of a program: genkern/_triton/launch.py
 
 # Cases: tensors read and written whole, by operator and layout. The names say what is drawn.
 CASES = {
@@ -79,9 +79,11 @@ EXPLICIT = (
     "noise_loss_backward_noise", "sampler_step_noise", "sampler_step_backward_noise",
     "hybrid", "hybrid_backward",
 )  # fmt: skip
+# What reads the tensors in a loop, of which a turn is counted.
+LOOPS = ("count_digits_kernel",)
 # What runs after the kernel that reads the tensors: a few numbers.
-SECOND = ("sum_rows_kernel", "guidance_factor_kernel", "quantile_kernel", "solve_kernel")
-_ARITHMETIC = r"\b(?:fma|mul|add|sub|div|sqrt|rsqrt|rcp|ex2|lg2|sin|cos)\.[\w.]*f(?:32|64)\b"
+SECOND = ("sum_rows_kernel", "guidance_factor_kernel", "select_digit_kernel", "solve_kernel")
+_ARITHMETIC = r"\b(?:fma|mul|add|sub|div|sqrt|rsqrt|rcp|ex2|lg2|sin|cos)\.[\w.]*f(?:32|64)(?:x2)?\b"
 
 
 def cases(target: str, full: bool) -> list[tuple[str, str]]:
@@ -130,6 +132,9 @@ def _call(name: str, dtype: Any) -> None:
     calls = {
         "normal": lambda: random.normal(key, (8, 4096), dtype),
         "children": lambda: random.split(key, 1000),
+        "one element": lambda: diffusion.vlb_backward(
+            loss, *[new()[:1, :1]] * 3, key, None, table, t[:1], *clip, 1.0, 1.0, False, 1, 0b11
+        ),
         "rsample": lambda: vae.rsample(new(), new(), key, None, None, *no_clamp),
         "rsample_noise": lambda: vae.rsample(new(), new(), None, new(), None, *no_clamp),
         "rsample_chunk": lambda: vae.rsample(*chunks, key, None, None, *no_clamp),
@@ -213,9 +218,19 @@ def _call(name: str, dtype: Any) -> None:
     calls[name]()
 
 
-def _describe_nvidia(kernel: Any) -> dict[str, Any]:
+def elements(dtype: str) -> int:
+    """How many elements a thread works on at once: genkern/_triton/launch.py."""
+    return 8 if dtype == "float64" else 16
+
+
+def _describe_nvidia(kernel: Any, first: bool) -> dict[str, Any]:
     resources, code = sass.read_bytes(kernel.asm["cubin"])
-    instructions = code.instructions()
+    if kernel.name in LOOPS:
+        # The first of several passes counts every number.
+        instructions, once = code.loop(f"{sass.WIDE}|MUFU" + "|ATOMS" * first)
+    else:
+        # All tensors, all mathematics and the end of a sum, and what is least of the rest.
+        instructions, once = code.way(sass.WIDE, "MUFU|SHFL"), 0
     return {
         "registers": resources.registers,
         "spills": resources.stack + resources.local + code.count(r"LDL|STL"),
@@ -223,11 +238,13 @@ def _describe_nvidia(kernel: Any) -> dict[str, Any]:
         "loads": sass.widths(instructions, "LDG"),
         "stores": sass.widths(instructions, "STG"),
         "pipes": dict(Counter(map(sass.pipe, instructions))),
+        "once": once,
+        "instructions": instructions if kernel.name == "noise_kernel" else [],
         "arithmetic": Counter(re.findall(_ARITHMETIC, kernel.asm["ptx"])),
     }
 
 
-def _describe_amd(kernel: Any) -> dict[str, Any]:
+def _describe_amd(kernel: Any, first: bool) -> dict[str, Any]:
     text = kernel.asm["amdgcn"]
     bits = {"dword": "32", "dwordx2": "64", "dwordx3": "96", "dwordx4": "128"}
 
@@ -246,6 +263,7 @@ def _describe_amd(kernel: Any) -> dict[str, Any]:
         "loads": widths("load"),
         "stores": widths("store"),
         "pipes": {"vector": len(re.findall(r"(?m)^\s+v_", text))},
+        "once": 0,
         "scalar": len(re.findall(r"(?m)^\s+s_", text)),
         "arithmetic": {},
     }
@@ -295,12 +313,14 @@ def _compile(target_name: str, full: bool) -> list[dict[str, Any]]:
     def compile_only(kernel, programs, device, *args, **meta):
         options = {"num_warps": launch.THREADS // target.warp_size, "enable_fp_fusion": False}
         result = kernel.warmup(*args, grid=(programs,), **meta, **options)
-        description = _describe_nvidia(result) if nvidia else _describe_amd(result)
+        first = not any((name, result.name) == (k["name"], k["kernel"]) for k in found)
+        description = (_describe_nvidia if nvidia else _describe_amd)(result, first)
         found.append({"name": name, "dtype": dtype, "kernel": result.name, **description})
 
     for module in (random, reduce, vae, diffusion, gan):
         module.launch = compile_only
-    for name, dtype in [("children", "float32"), *cases(target_name, full)]:
+    others = [("children", "float32"), ("one element", "float32")]
+    for name, dtype in [*others, *cases(target_name, full)]:
         _call(name, getattr(torch, dtype))
     return found
 
@@ -328,49 +348,54 @@ def tensors(kernel: dict[str, Any]) -> tuple[int, int]:
     return read, 0 if kernel["kernel"] == "squares_kernel" else written
 
 
-def record(kernel: dict[str, Any], target: str, times: int) -> dict[str, Any]:
-    """The row of a kernel that runs so many times: as benchmarks.gpu_cuda's, of the whole program.
+def record(passes: list[dict[str, Any]], target: str) -> dict[str, Any]:
+    """The row of a kernel, from each of the times that it runs: as benchmarks.gpu_cuda's.
 
-    A program has no loop: a thread serves its elements and ends.
+    All of a program is counted, but of a loop one turn: a thread serves its elements and ends.
     """
+    kernel = passes[0]
     gpu, (read, written) = GPUS[target], tensors(kernel)
     minimum = (read + written) * ITEMSIZE[kernel["dtype"]]
-    pipes = {name: times * n / ELEMENTS for name, n in kernel["pipes"].items()}
+    counts = sum((Counter(k["pipes"]) for k in passes), Counter())
+    pipes = {name: n / elements(kernel["dtype"]) for name, n in counts.items()}
     # Narrower accesses are of single numbers: keys, rows of a table, sums. AMD's compiler reads
     # those by wide ones too, so that the tensors' cannot be told from them.
-    wide = sum(part.get("128", 0) for part in (kernel["loads"], kernel["stores"]))
-    nbytes = times * (wide * 16 / ELEMENTS if target in NVIDIA else minimum)
+    wide = sum(k[part].get("128", 0) for k in passes for part in ("loads", "stores"))
+    nvidia = target in NVIDIA
+    nbytes = wide * 16 / elements(kernel["dtype"]) if nvidia else len(passes) * minimum
     bound, share = predict(gpu, nbytes, pipes)
     name = kernel["name"]
     noise = "drawn" if name in DRAWS else "explicit" if name in EXPLICIT else None
+    registers, shared = (max(k[what] for k in passes) for what in ("registers", "shared"))
     return {
         "backend": "triton",
         "kernel": f"{kernel['name']}: {kernel['kernel']}",
         "dtype": kernel["dtype"],
         "target": target,
-        "registers": kernel["registers"],
-        "spills": kernel["spills"],
-        "shared": kernel["shared"],
-        "occupancy": occupancy(gpu, kernel["registers"], kernel["shared"], THREADS),
+        "registers": registers,
+        "spills": max(k["spills"] for k in passes),
+        "shared": shared,
+        "occupancy": occupancy(gpu, registers, shared, THREADS),
         "loads": kernel["loads"],
         "stores": kernel["stores"],
         "bytes": nbytes,
         "minimum": minimum,
         "instructions": sum(pipes.values()),
         "pipes": pipes,
+        "once": kernel["once"],
         "noise": noise,
-        "limit": limit(gpu, minimum, noise, kernel["dtype"]) if target in NVIDIA else None,
+        "limit": limit(gpu, minimum, noise, kernel["dtype"]) if nvidia else None,
         "bound": bound,
         "roof": share * minimum / nbytes,
     }
 
 
 def records(kernels: list[dict[str, Any]], target: str) -> list[dict[str, Any]]:
-    """The rows of a target's kernels: one of those that run several times."""
+    """The rows of a target's kernels."""
     rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for kernel in operators(kernels):
         rows.setdefault((kernel["name"], kernel["kernel"], kernel["dtype"]), []).append(kernel)
-    return [record(same[0], target, len(same)) for same in rows.values()]
+    return [record(passes, target) for passes in rows.values()]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 EXIT = -1  # the block after the last
+WIDE = r"(LDG|STG)\S*\.128"  # accesses of 16 bytes
 
 # What executes an instruction, by the first part of its name; what is not listed is "alu". As
 # Nsight Compute's guide has it: IMAD runs where FFMA does, and moves of a constant written as IMAD
@@ -78,7 +79,7 @@ def widths(instructions: Iterable[str], name: str) -> dict[str, int]:
 class Way:
     """Blocks that a thread may run through, one after another."""
 
-    work: int = 0
+    work: tuple[int, ...] = ()
     size: int = 0
     blocks: tuple[int, ...] = ()
 
@@ -129,20 +130,20 @@ class Kernel:
         """How many instructions have a name that a regex finds."""
         return sum(bool(re.search(pattern, opcode(x))) for x in self.instructions())
 
-    def _way(self, starts: Iterable[int], goal: int, work: str) -> Way | None:
+    def _way(self, starts: Iterable[int], goal: int, *work: str) -> Way | None:
         best: dict[int, Way | None] = {}
         on_path: set[int] = set()
 
         def visit(i: int) -> Way | None:
             if i == goal:
-                return Way()
+                return Way((0,) * len(work))
             if i == EXIT or i in on_path:
                 return None
             if i not in best:
                 on_path.add(i)
                 rest = choose(self.next[i])
                 on_path.remove(i)
-                best[i] = None if rest is None else self._extended(i, rest, work)
+                best[i] = None if rest is None else self._extended(i, rest, *work)
             return best[i]
 
         def choose(nodes: Iterable[int]) -> Way | None:
@@ -155,9 +156,10 @@ class Kernel:
 
         return choose(starts)
 
-    def _extended(self, i: int, rest: Way, work: str) -> Way:
-        done = sum(bool(re.search(work, x)) for x in self.blocks[i])
-        return Way(rest.work + done, rest.size + len(self.blocks[i]), (i, *rest.blocks))
+    def _extended(self, i: int, rest: Way, *work: str) -> Way:
+        done = (sum(bool(re.search(kind, x)) for x in self.blocks[i]) for kind in work)
+        work_done = tuple(a + b for a, b in zip(rest.work, done, strict=True))
+        return Way(work_done, rest.size + len(self.blocks[i]), (i, *rest.blocks))
 
     def _executed(self, blocks: Sequence[int]) -> list[str]:
         """The instructions of blocks that a thread runs in a circle.
@@ -178,14 +180,12 @@ class Kernel:
             code += reversed(kept)
         return code
 
-    def way(self, work: str) -> list[str]:
-        """The way from the start to the end with most instructions that a regex finds."""
-        best: Way | None = None
-        for end, following in enumerate(self.next):
-            if EXIT in following:
-                rest = self._way([0], end, work)
-                if rest is not None and rest.better(best):
-                    best = Way(rest.work, rest.size, (*rest.blocks, end))
+    def way(self, *work: str) -> list[str]:
+        """The way from the start to the end with most instructions that a regex finds.
+
+        Of several the one with most that the next regex finds, and so on, then the shortest.
+        """
+        best = self._way([0], EXIT, *work)
         assert best is not None
         return [x for i in best.blocks for x in self.blocks[i]]
 
@@ -199,24 +199,23 @@ class Kernel:
                     todo.append(n)
         return seen
 
-    def loop(self) -> tuple[list[str], int]:
+    def loop(self, work: str = f"{WIDE}|MUFU") -> tuple[list[str], int]:
         """What one turn of the kernel's loop executes, and how much a thread executes outside it.
 
-        The loop is the one with most 16-byte accesses. Through it the way with most of them and
-        of special-function instructions is taken, so that no operand and no mathematics is left
-        out, and of these the shortest, which leaves out slow paths. The end of a sum goes through
-        the shuffles.
+        The loop is the one with most 16-byte accesses. Through it the way with most of what `work`
+        finds is taken, them and special-function instructions, so that no operand and no
+        mathematics is left out, and of these the shortest, which leaves out slow paths. The end of
+        a sum goes through the shuffles.
         """
-        wide = r"(LDG|STG)\S*\.128"
         reachable = [self._reachable(i) for i in range(len(self.blocks))]
         loops = []
         for head in range(len(self.blocks)):
             if head in reachable[head]:
-                rest = self._way(self.next[head], head, f"{wide}|MUFU")
+                rest = self._way(self.next[head], head, work)
                 assert rest is not None
-                way = self._extended(head, rest, f"{wide}|MUFU")
+                way = self._extended(head, rest, work)
                 code = self._executed(way.blocks)
-                accesses = sum(bool(re.search(wide, x)) for x in code)
+                accesses = sum(bool(re.search(WIDE, x)) for x in code)
                 loops.append(((accesses, way.work, -way.size, -head), way.blocks, code))
         _, blocks, code = max(loops)
         head = blocks[0]

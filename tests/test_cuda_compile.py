@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 
 import pytest
+from machine_code import machine_root, square_roots
 
 from benchmarks import gpu_cuda, gpu_model, gpu_static, sass
 
@@ -142,89 +143,14 @@ def test_noise_is_rounded_exactly(tmp_path):
     assert len(fused) == 1
 
 
-def _single(instruction: str) -> list[str]:
-    """An instruction on two floats as two on one: the pair of R2 is R2 and R3."""
-    found = re.match(r"(F(?:FMA|MUL|ADD))2 (.*)", instruction)
-    if found is None:
-        return [instruction]
-    target, *sources = (part.strip() for part in found[2].replace(".reuse", "").split(","))
-
-    def half(operand: str, i: int) -> str:
-        pair = re.fullmatch(r"(-?U?R)(\d+)(\.F32x2\.HI_LO)?", operand)
-        return f"{pair[1]}{int(pair[2]) + i}" if pair else operand.removesuffix(".F32")
-
-    return [
-        f"{found[1]} {', '.join([half(target, i), *(half(s, i) for s in sources)])}" for i in (0, 1)
-    ]
-
-
-def _square_roots(instructions: list[str]) -> list[tuple[object, ...]]:
-    """What becomes of each reciprocal square root y of a: the operations on a and y up to
-    fma(fma(-g, g, a), h, g), with g = a y and h = y / 2, by value numbering.
-    """
-    values: dict[str, object] = {}
-    roots = []
-
-    def operand(text: str) -> object:
-        text = text.replace(".reuse", "").strip()
-        sign = text.startswith("-") and not text[1:2].isdigit()
-        name = text.lstrip("-") if sign else text
-        value = values.get(name, name)
-        return ("-", value) if sign else value
-
-    for i, instruction in enumerate(x for each in instructions for x in _single(each)):
-        name, _, rest = re.sub(r"^@!?U?P\d\s+", "", instruction).partition(" ")
-        target, *sources = (part.strip() for part in rest.split(","))
-        a = [operand(s) for s in sources]
-        operation = name.removesuffix(".FTZ")  # no operand here is subnormal
-        if operation == "MUFU.RSQ":
-            value: object = ("rsq", a[0])
-        elif operation == "FMNMX" and a[1:] == ["9.22337203685477580800e+18", "PT"]:
-            value = a[0]  # finite: y of a = 0
-        elif operation == "FMUL":
-            value = ("mul", *sorted(a[:2], key=str))
-        elif operation == "FFMA":
-            value = ("fma", *sorted(a[:2], key=str), a[2])
-        else:
-            value = (instruction, i)
-        values[target] = value
-        match value:
-            case ("fma", *factors, ("mul", *product) as g):
-                for y in (f for f in product if isinstance(f, tuple) and f[0] == "rsq"):
-                    h, r = ("mul", *sorted((y, "0.5"), key=str)), ("fma", g, ("-", g), y[1])
-                    other = ("fma", ("-", g), g, y[1])
-                    if h in factors and (r in factors or other in factors):
-                        roots.append(y)
-    return roots
-
-
-REFERENCE = """
-.version 8.7
-.target {target}
-.address_size 64
-.visible .entry root(.param .u64 p) {{
-  .reg .b64 %a; .reg .f32 %x;
-  ld.param.u64 %a, [p];
-  ld.global.f32 %x, [%a];
-  sqrt.rn.f32 %x, %x;
-  st.global.f32 [%a], %x;
-  ret;
-}}
-"""
-
-
 @pytest.mark.parametrize("target", gpu_cuda.TARGETS)
 def test_noise_takes_the_square_root_of_the_machine(target, tmp_path):
     """normal.h's square root does what ptxas makes of sqrt.rn.f32, which is rounded correctly."""
-    source, cubin = tmp_path / "root.ptx", tmp_path / "root.cubin"
-    source.write_text(REFERENCE.format(target=target))
-    sass.run_tool("ptxas", f"-arch={target}", source, "-o", cubin)
-    [(_, _, code)] = sass.read(cubin)
-    assert len(_square_roots(sass.Kernel(code).way("FMUL|FFMA"))) == 1
+    assert len(square_roots(machine_root(target, tmp_path))) == 1
     for k in _in_table():
         if k.body == "Normal<float>" and k.target == target and k.walk == "flat":
             loop, _ = k.kernel.loop()
             roots = sum(sass.opcode(x) == "MUFU.RSQ" for x in loop)
             assert roots == 8 // gpu_cuda.ITEMSIZE[k.dtype]
-            assert len(_square_roots(loop)) == roots
+            assert len(square_roots(loop)) == roots
             assert k.kernel.count("MUFU") == k.kernel.count(r"MUFU\.RSQ"), k.name

@@ -15,7 +15,6 @@ from torch import Tensor
 from genkern._triton.launch import (
     NONE,
     SAMPLE,
-    TILE,
     Tiles,
     blocks_together,
     clamps,
@@ -31,6 +30,7 @@ from genkern._triton.math import (
     exp_saturated,
     expm1,
 )
+from genkern._triton.ptx import fma, mul, sub
 from genkern._triton.reduce import (
     divisor,
     new_gradients,
@@ -47,6 +47,7 @@ from genkern._triton.tile import (
     arithmetic,
     coefficient,
     coefficients,
+    is_half,
     load,
     load_sample,
     noise_or_load,
@@ -55,29 +56,32 @@ from genkern._triton.tile import (
     which_exist,
 )
 
+_TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
+
 # ---- one element
 
 
 @triton.jit
 def guide(pred, uncond, scale):
     """uncond + scale (pred - uncond)."""
-    return tl.fma(scale, pred - uncond, uncond)
+    return fma(sub(pred, uncond), scale, uncond)
 
 
 @triton.jit
 def weighted_square(difference, weight, offset):
-    return tl.fma(weight * difference, difference, offset)
+    return fma(mul(difference, weight), difference, offset)
 
 
 @triton.jit
-def step_kl(d, mean_x0, true_lv, lv):
+def step_kl(d, mean_x0, true_lv, lv, HALF: tl.constexpr):
     """KL(N(x, e^true_lv) || N(x + mean_x0 d, e^lv)), and its derivatives by d and lv."""
-    r = true_lv - lv
-    value, g = expm1(r, exp(r))
+    r = sub(true_lv, lv)
+    value, g = expm1(r, exp(r, HALF))
     # In two steps, by e^(-lv/4) kept finite: 0 times infinity would make a NaN.
-    q = exp_saturated(lv * -0.25)
-    s = ((mean_x0 * d) * q) * q
-    return tl.fma(s, s, g) * 0.5, (mean_x0 * s * q) * q, -tl.fma(s, s, value) * 0.5
+    q = exp_saturated(lv, HALF, -0.25)
+    s = mul(mul(mul(d, mean_x0), q), q)
+    by_d = mul(mul(mul(s, mean_x0), q), q)
+    return mul(fma(s, s, g), 0.5), by_d, mul(fma(s, s, value), -0.5)
 
 
 HALF_BIN = tl.constexpr(1.0 / 255.0)
@@ -93,7 +97,7 @@ def decoder_nll(d, x0, lv):
 
     In float64: the difference of two tails loses digits.
     """
-    inverse = exp_saturated(lv * -0.5)
+    inverse = exp_saturated(lv, False, -0.5)
     # Mirrored so that the bin lies on the positive side, where the tail is small.
     mirrored = d < 0.0
     c = tl.abs(d)
@@ -107,9 +111,9 @@ def decoder_nll(d, x0, lv):
     # two tails. There everything is divided by the density at the near end.
     around = (a <= 0.0) | open_near
     exponent = a * a * -0.5
-    near = tl.where(open_near, 0.0, exp(tl.where(around, exponent, 0.0)))
+    near = tl.where(open_near, 0.0, exp(tl.where(around, exponent, 0.0), False))
     between = ((c * inverse) * (-2.0 * HALF_BIN)) * inverse
-    far = tl.where(open_far, 0.0, exp(tl.where(around, b * b * -0.5, between)))
+    far = tl.where(open_far, 0.0, exp(tl.where(around, b * b * -0.5, between), False))
     tail_near = erfcx(tl.abs(a) * ROOT_HALF) * near
     tail_far = erfcx(b * ROOT_HALF) * far
     p = tl.where(around, 1.0 - (tail_near + tail_far) * 0.5, (tail_near - tail_far) * 0.5)
@@ -333,7 +337,8 @@ def learned_deviation(
     """The part of the standard deviation that the network learns."""
     values = load(var_values, row, start, mask, form, T, VECTOR)
     slope = coefficient(first, table, 7) * 0.5
-    return exp(tl.fma(slope, values, coefficient(first, table, 6) * 0.5))
+    half_log_variance = tl.fma(slope, values, coefficient(first, table, 6) * 0.5)
+    return exp(half_log_variance, is_half(var_values.tensor))
 
 
 @triton.jit
@@ -594,16 +599,19 @@ def guidance_factor(
 # Numbers >= 0 are ordered as their bits are. Of the bits of the element that has a certain rank, a
 # digit is found at a time, from the top: by how many elements, of those that have the digits found
 # so far, have which digit next.
-DIGIT_BITS = tl.constexpr(8)
-DIGITS = tl.constexpr(1 << 8)
+# Up to Triton 3.7, whose histogram takes a vote of the warp for each digit there is, there are few.
+DIGIT_BITS = tl.constexpr(11 if _TRITON >= (3, 9) else 8)
+DIGITS = tl.constexpr(1 << DIGIT_BITS.value)
+MOST_BITS_64 = tl.constexpr(0x7FFFFFFFFFFFFFFF)
+MOST_BITS_32 = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
 def magnitude_bits(x):
     if x.dtype == tl.float64:
-        return x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
+        return x.to(tl.int64, bitcast=True) & MOST_BITS_64
     else:
-        return (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF).to(tl.int64)
+        return x.to(tl.int32, bitcast=True) & MOST_BITS_32
 
 
 @triton.jit
@@ -614,58 +622,95 @@ def magnitude(bits, T: tl.constexpr):
         return bits.to(tl.int32).to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def top_bits(counts, rank, passes):
-    """The digits that `passes` counts tell of the element of this rank."""
-    found = tl.zeros((), tl.int64)
-    rest = tl.full((), rank, tl.int64)
-    for i in range(passes):
-        count = tl.load(counts + i * DIGITS + tl.arange(0, DIGITS))
-        before = tl.cumsum(count, axis=0) <= rest
-        found = (found << DIGIT_BITS) + tl.sum(before.to(tl.int64), axis=0)
-        rest -= tl.sum(tl.where(before, count, 0), axis=0)
-    return found
-
-
-@triton.jit(do_not_specialize=["low", "high", "done"])
+@triton.jit(do_not_specialize=["shift"])
 def count_digits_kernel(
-    x_t, pred, uncond, guidance_factor, counts, table, t, form, guidance_scale: tl.float64,
-    low, high, done, sample_rows,
-    T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
-    PASSES: tl.constexpr,
+    x_t, pred, uncond, guidance_factor, top_bits, counts, following, table, t, form,
+    guidance_scale: tl.float64, shift, sample_rows, row_programs, column_programs,
+    T: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
-    first = coefficients(table, t, row, form)
-    x = load(x_t, row, start, mask, form, T, VECTOR)
-    m = guided(pred, uncond, guidance_factor, guidance_scale, row, start, mask, form, T, VECTOR)
-    bits = tl.broadcast_to(magnitude_bits(x0_of(x, m, first, table)), mask.shape)
-    bits = tl.reshape(bits >> (PASSES - 1 - done) * DIGIT_BITS, (COLUMNS,))
-    exists = tl.reshape(mask, (COLUMNS,))
-    digit = (bits & (DIGITS - 1)).to(tl.int32)
-    sample = (tl.program_id(0) // form.column_tiles).to(tl.int64) // sample_rows
-    for which in tl.static_range(2):
-        own = counts + (sample * 2 + which) * PASSES * DIGITS
-        found = top_bits(own, low if which == 0 else high, done)
-        count = tl.histogram(digit, DIGITS, mask=exists & (bits >> DIGIT_BITS == found))
-        # Integers: in any order the same sum.
-        to = own + done * DIGITS + tl.arange(0, DIGITS)
-        tl.atomic_add(to, count.to(tl.int64), mask=count > 0, sem="relaxed")
+    """Of some rows of a sample every row_programs-th, of their tiles every column_programs-th.
+
+    LAST: and the least of the numbers above those with the top bits found so far.
+    """
+    program = tl.program_id(0)
+    sample = (program // (row_programs * column_programs)).to(tl.int64)
+    first_row = tl.full((1,), sample * sample_rows, tl.int64)
+    first = coefficients(table, t, first_row, form)
+    of_x = coefficient(first, table, 0)
+    of_m = coefficient(first, table, 1)
+    if guidance_factor is not None:
+        of_m *= load_sample(guidance_factor, first_row, form)
+    found = tl.load(top_bits + sample) << DIGIT_BITS
+    count = tl.zeros((DIGITS,), tl.int32)
+    if T == tl.float64:
+        least = tl.full((COLUMNS,), MOST_BITS_64, tl.int64)
+    else:
+        least = tl.full((COLUMNS,), MOST_BITS_32, tl.int32)
+    for r in range(program // column_programs % row_programs, sample_rows, row_programs):
+        row = first_row + r
+        for tile in range(program % column_programs, form.column_tiles, column_programs):
+            start = tl.cast(tile, tl.int64) * COLUMNS
+            mask = which_exist(row, start, form, COLUMNS, VECTOR)
+            x = load(x_t, row, start, mask, form, T, VECTOR)
+            m = guided(pred, uncond, None, guidance_scale, row, start, mask, form, T, VECTOR)
+            x0 = tl.broadcast_to(tl.fma(of_m, m, of_x * x), mask.shape)
+            bits = tl.reshape(magnitude_bits(x0), (COLUMNS,))
+            exists = tl.reshape(mask, (COLUMNS,))
+            digit = (bits >> shift) - found.to(bits.dtype)
+            count += tl.histogram(
+                digit.to(tl.int32), DIGITS, mask=exists & (digit >= 0) & (digit < DIGITS)
+            )
+            if LAST:
+                above = exists & (digit >= DIGITS)
+                least = tl.where(above, tl.minimum(least, bits), least)
+    # Integers: in any order the same sum.
+    to = counts + sample * DIGITS + tl.arange(0, DIGITS)
+    tl.atomic_add(to, count.to(tl.int64), mask=count > 0, sem="relaxed")
+    if LAST:
+        tl.atomic_min(following + sample, tl.min(least, axis=0).to(tl.int64), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["low", "high"])
-def quantile_kernel(
-    counts, out, low, high, fraction: tl.float64, max_value: tl.float64,
-    T: tl.constexpr, PASSES: tl.constexpr,
+@triton.jit
+def digit_of(count, rank):
+    """The digit of the element of this rank, and how many have a smaller one."""
+    smaller = tl.cumsum(count, axis=0) <= rank
+    return tl.sum(smaller.to(tl.int64), axis=0), tl.sum(tl.where(smaller, count, 0), axis=0)
+
+
+@triton.jit(do_not_specialize=["step"])
+def select_digit_kernel(
+    counts, top_bits, ranks, following, out, step, fraction: tl.float64, max_value: tl.float64,
+    T: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
+    """One digit more of each sample's top bits.
+
+    LAST: the quantile, between the elements of the rank and of rank + step.
+    """
     sample = tl.program_id(0).to(tl.int64)
-    own = counts + sample * 2 * PASSES * DIGITS
-    a = magnitude(top_bits(own, low, PASSES), T).to(tl.float64)
-    b = magnitude(top_bits(own + PASSES * DIGITS, high, PASSES), T).to(tl.float64)
-    value = tl.fma(fraction, b - a, a)
-    # As torch.clamp(min=1, max=max_value): the upper bound wins.
-    value = tl.where(value < 1.0, 1.0, value)
-    value = tl.where(value > max_value, max_value, value)
-    tl.store(out + sample, value.to(T))
+    rank = tl.load(ranks + sample)
+    here = counts + sample * DIGITS + tl.arange(0, DIGITS)
+    count = tl.load(here)
+    digit, smaller = digit_of(count, rank)
+    top = tl.load(top_bits + sample) << DIGIT_BITS
+    if LAST:
+        high = tl.load(following + sample)
+        if rank + step < tl.sum(count, axis=0):
+            high = top + digit_of(count, rank + step)[0]
+        a = magnitude(top + digit, T).to(tl.float64)
+        b = magnitude(high, T).to(tl.float64)
+        value = tl.fma(fraction, b - a, a)
+        # As torch.clamp(min=1, max=max_value): the upper bound wins.
+        value = tl.where(value < 1.0, 1.0, value)
+        value = tl.where(value > max_value, max_value, value)
+        tl.store(out + sample, value.to(T))
+    else:
+        tl.store(top_bits + sample, top + digit)
+        tl.store(ranks + sample, rank - smaller)
+        tl.store(here, tl.zeros_like(count))
+
+
+# Programs that count: as many as fill a GPU, if there is work for them.
+PROGRAMS = 1024
 
 
 def dynamic_threshold(
@@ -678,25 +723,32 @@ def dynamic_threshold(
     if out.numel() and not length:
         raise ValueError("dynamic_threshold: a sample has no elements")
     tiles = Tiles(x_t.shape, [x_t, pred, uncond], by_sample=True)
-    # A tile is of one sample.
-    meta = {**tiles.meta, "ROWS": 1, "COLUMNS": TILE}
-    passes = out.element_size() * 8 // DIGIT_BITS.value
-    counts = x_t.new_zeros((samples, 2, passes, DIGITS.value), dtype=torch.int64)
+    sample_rows = tiles.rows // samples
+    programs = max(PROGRAMS // samples, 1)
+    row_programs = min(programs, sample_rows)
+    column_programs = min(max(programs // row_programs, 1), tiles.column_tiles)
     rank = ratio * (length - 1)
     low = math.floor(rank)
-    ranks = low, min(low + 1, length - 1)
-    for done in range(passes):
+    counts = x_t.new_zeros((samples, DIGITS.value), dtype=torch.int64)
+    top_bits = x_t.new_zeros(samples, dtype=torch.int64)
+    ranks = torch.full_like(top_bits, low)  # among the numbers with these top bits
+    following = torch.full_like(top_bits, MOST_BITS_64.value)
+    # The sign is no digit's.
+    for shift in reversed(range(0, out.element_size() * 8 - 1, DIGIT_BITS.value)):
         launch(
-            count_digits_kernel, tiles.rows * tiles.column_tiles, x_t.device,
-            *map(tiles.operand, (x_t, pred, uncond)), tiles.per_sample(guidance_factor), counts,
-            *tiles.table(coefficients, t), tiles.form, guidance_scale,
-            *ranks, done, tiles.rows // samples,
-            T=arithmetic(x_t), **meta, PASSES=passes,
+            count_digits_kernel, samples * row_programs * column_programs, x_t.device,
+            *map(tiles.operand, (x_t, pred, uncond)), tiles.per_sample(guidance_factor),
+            top_bits, counts, following, *tiles.table(coefficients, t), tiles.form,
+            guidance_scale, shift, sample_rows, row_programs, column_programs,
+            # A tile is of one sample.
+            T=arithmetic(x_t), COLUMNS=tiles.tile, VECTOR=tiles.meta["VECTOR"], LAST=shift == 0,
         )  # fmt: skip
-    launch(
-        quantile_kernel, out.numel(), x_t.device,
-        counts, out, *ranks, rank - low, max_value, T=arithmetic(x_t), PASSES=passes,
-    )  # fmt: skip
+        launch(
+            select_digit_kernel, out.numel(), x_t.device,
+            counts, top_bits, ranks, following, out,
+            min(low + 1, length - 1) - low, rank - low, max_value,
+            T=arithmetic(x_t), LAST=shift == 0,
+        )  # fmt: skip
     return out
 
 
@@ -717,27 +769,29 @@ def vlb_parts(
     m = load(pred, row, start, mask, form, T, VECTOR)
     x = load(x0, row, start, mask, form, T, VECTOR)
     eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
-    d = tl.fma(coefficient(first, table, 1), eps, coefficient(first, table, 0) * x)
+    d = fma(eps, coefficient(first, table, 1), mul(x, coefficient(first, table, 0)))
     by_pred = coefficient(first, table, 2)
-    d = tl.fma(by_pred, m, d)
+    d = fma(m, by_pred, d)
     if CLIP:
         lo = tl.full((1, 1), x0_min, T)
         hi = tl.full((1, 1), x0_max, T)
-        hat = x - d
-        d = x - clamp(hat, lo, hi)
+        hat = sub(x, d)
+        d = sub(x, clamp(hat, lo, hi))
         by_pred = clamp_gradient(hat, by_pred, lo, hi)
     lv = coefficient(first, table, 5)
     if var_values is not None:
         values = load(var_values, row, start, mask, form, T, VECTOR)
-        lv = tl.fma(coefficient(first, table, 6), values, lv)
-    value, by_d, by_lv = step_kl(d, coefficient(first, table, 3), coefficient(first, table, 4), lv)
+        lv = fma(values, coefficient(first, table, 6), lv)
+    value, by_d, by_lv = step_kl(
+        d, coefficient(first, table, 3), coefficient(first, table, 4), lv, is_half(pred.tensor)
+    )
     if DECODER:
         last = coefficient(first, table, 7) > 0.5
         nll = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
         value = tl.where(last, nll[0].to(T), value)
         by_d = tl.where(last, nll[1].to(T), by_d)
         by_lv = tl.where(last, nll[2].to(T), by_lv)
-    return m - eps, value, by_d, by_lv, by_pred
+    return sub(m, eps), value, by_d, by_lv, by_pred
 
 
 @triton.jit
@@ -752,7 +806,7 @@ def vlb_tile(
         pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
         T, VECTOR, BLOCKS, CLIP, DECODER,
     )  # fmt: skip
-    value *= tl.full((1, 1), vlb_scale, T)
+    value = mul(value, tl.full((1, 1), vlb_scale, T))
     if SIMPLE:
         value = weighted_square(error, tl.full((1, 1), simple_scale, T), value)
     if loss is not None:
@@ -809,17 +863,17 @@ def vlb_backward_tile(
         T, VECTOR, BLOCKS, CLIP, DECODER,
     )  # fmt: skip
     g = load(grad, row, start, mask, form, T, VECTOR)
-    along = g * tl.full((1, 1), vlb_scale, T)
+    along = mul(g, tl.full((1, 1), vlb_scale, T))
     if grad_pred is not None:
         total = tl.zeros(mask.shape, T)
         if not DETACH:
             # An infinite derivative times 0 would be a NaN.
-            total += tl.where(by_pred == 0.0, 0.0, along * by_d * by_pred)
+            total += tl.where(by_pred == 0.0, 0.0, mul(mul(by_d, along), by_pred))
         if SIMPLE:
-            total = tl.fma(g * tl.full((1, 1), simple_scale, T), error + error, total)
+            total = fma(error + error, g * tl.full((1, 1), simple_scale, T), total)
         store(grad_pred, total, row, start, mask, form, VECTOR)
     if grad_values is not None:
-        by_values = along * by_lv * coefficient(first, table, 6)
+        by_values = mul(by_lv, along * coefficient(first, table, 6))
         store(grad_values, by_values, row, start, mask, form, VECTOR)
 
 

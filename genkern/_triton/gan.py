@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genkern._triton.launch import NONE, SAMPLE, TILE, Tiles, launch
-from genkern._triton.math import clamp, exp, log1p_exp
+from genkern._triton.math import at_least, clamp, exp, log1p_exp
 from genkern._triton.reduce import (
     divisor,
     finish,
@@ -24,7 +24,15 @@ from genkern._triton.reduce import (
     upstream,
     value_of,
 )
-from genkern._triton.tile import arithmetic, load, load_sample, noise, store, this_tile
+from genkern._triton.tile import (
+    arithmetic,
+    is_half,
+    load,
+    load_sample,
+    noise,
+    store,
+    this_tile,
+)
 
 # ---- functions of a logit
 
@@ -36,20 +44,19 @@ PROBABILITY = tl.constexpr(4)
 
 
 @triton.jit
-def logistic_loss(u, s):
+def logistic_loss(u, s, HALF: tl.constexpr):
     """softplus(-u) + s u, and its derivative."""
-    e = exp(-tl.abs(u))
+    e = exp(-tl.abs(u), HALF)
     # Without smoothing an infinite u must not meet the 0.
     smoothed = tl.where(s > 0.0, s * u, 0.0)
-    value = tl.where(u > 0.0, 0.0, -u) + log1p_exp(e) + smoothed
+    value = at_least(-u, 0.0) + log1p_exp(e) + smoothed
     return value, s - tl.where(u < 0.0, 1.0, e) / (e + 1.0)
 
 
 @triton.jit
 def hinge_loss(u):
     """max(1 - u, 0), and its derivative. NaN stays NaN."""
-    margin = 1.0 - u
-    margin = tl.where(margin < 0.0, 0.0, margin)
+    margin = at_least(1.0 - u, 0.0)
     return margin, tl.where(margin > 0.0, -1.0, margin * 0.0)
 
 
@@ -62,9 +69,9 @@ def square_loss(u, s):
 
 
 @triton.jit
-def probability(u):
+def probability(u, HALF: tl.constexpr):
     """1 / (1 + e^-u), and its derivative."""
-    e = exp(-tl.abs(u))
+    e = exp(-tl.abs(u), HALF)
     larger = 1.0 / (e + 1.0)
     smaller = e * larger
     return tl.where(u < 0.0, smaller, larger), larger * smaller
@@ -72,18 +79,19 @@ def probability(u):
 
 @triton.jit
 def logit_term(
-    logit, smoothing, FORM: tl.constexpr, SIGN: tl.constexpr, FACTOR: tl.constexpr
+    logit, smoothing, FORM: tl.constexpr, SIGN: tl.constexpr, FACTOR: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # fmt: skip
     """FACTOR form(SIGN logit), and its derivative by the logit."""
     u = logit * SIGN
     if FORM == LOGISTIC:
-        value, derivative = logistic_loss(u, smoothing)
+        value, derivative = logistic_loss(u, smoothing, HALF)
     elif FORM == HINGE:
         value, derivative = hinge_loss(u)
     elif FORM == SQUARE:
         value, derivative = square_loss(u, smoothing)
     elif FORM == PROBABILITY:
-        value, derivative = probability(u)
+        value, derivative = probability(u, HALF)
     else:
         value = -u
         derivative = tl.zeros_like(u) - 1.0
@@ -111,10 +119,11 @@ def logits_kernel(
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     logit = first_logit(x, y, row, start, mask, form, T, VECTOR, DIFFERENCE)
-    total = logit_term(logit, tl.full((1, 1), smoothing, T), FORM, SIGN, FACTOR)[0]
+    HALF: tl.constexpr = is_half(x.tensor)
+    total = logit_term(logit, tl.full((1, 1), smoothing, T), FORM, SIGN, FACTOR, HALF)[0]
     if y is not None and not DIFFERENCE:
         other = load(y, row, start, mask, form, T, VECTOR)
-        total += logit_term(other, tl.full((1, 1), y_smoothing, T), FORM, -1.0, 1.0)[0]
+        total += logit_term(other, tl.full((1, 1), y_smoothing, T), FORM, -1.0, 1.0, HALF)[0]
     if value is not None:
         store(value, total, row, start, mask, form, VECTOR)
     else:
@@ -130,16 +139,17 @@ def logits_backward_kernel(
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     g = load(grad, row, start, mask, form, T, VECTOR) * tl.full((1, 1), factor, T)
+    HALF: tl.constexpr = is_half(x.tensor)
     if DIFFERENCE or grad_x is not None:
         logit = first_logit(x, y, row, start, mask, form, T, VECTOR, DIFFERENCE)
-        along = g * logit_term(logit, tl.full((1, 1), smoothing, T), FORM, SIGN, FACTOR)[1]
+        along = g * logit_term(logit, tl.full((1, 1), smoothing, T), FORM, SIGN, FACTOR, HALF)[1]
         if grad_x is not None:
             store(grad_x, along, row, start, mask, form, VECTOR)
         if DIFFERENCE and grad_y is not None:
             store(grad_y, -along, row, start, mask, form, VECTOR)
     if grad_y is not None and not DIFFERENCE:
         other = load(y, row, start, mask, form, T, VECTOR)
-        along_y = g * logit_term(other, tl.full((1, 1), y_smoothing, T), FORM, -1.0, 1.0)[1]
+        along_y = g * logit_term(other, tl.full((1, 1), y_smoothing, T), FORM, -1.0, 1.0, HALF)[1]
         store(grad_y, along_y, row, start, mask, form, VECTOR)
 
 
@@ -443,8 +453,8 @@ def _penalty(
             T=arithmetic(grads), **tiles.meta,
         )  # fmt: skip
     k, l = grads.new_empty((2, samples), dtype=sum_dtype(grads))
-    columns = min(TILE, triton.next_power_of_2(max(parts, 1)))
-    rows = TILE // columns
+    columns = min(TILE // 2, triton.next_power_of_2(max(parts, 1)))
+    rows = TILE // 2 // columns
     launch(
         solve_kernel, 1 if reduce else triton.cdiv(samples, rows), grads.device,
         squares, products, grad, 0 if grad is None or grad.dim() == 0 else grad.stride(0),

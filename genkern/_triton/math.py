@@ -1,7 +1,7 @@
 """Elementary functions in Triton: csrc/include/genkern/math.h.
 
-float32 has own polynomials, because `tl.exp` compiles to an approximation whose error grows with
-the argument; float64 has `tl.exp`, which compiles to the vendor's accurate function.
+In float32 `tl.exp` and `tl.exp2` compile to an approximation whose error grows with the argument.
+For what is rounded to 16 bits (HALF) it is good enough; else arguments are reduced.
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
@@ -9,12 +9,27 @@ import triton
 import triton.language as tl
 
 from genkern._triton.normal import log1p_small
+from genkern._triton.ptx import add, fma, mul, sub
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def at_least(x, low):
+    """The larger of the two, NaN kept."""
+    return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def at_most(x, high):
+    """The smaller of the two, NaN kept."""
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def clamp(x, lo, hi):
     """lo <= x <= hi, NaN kept."""
-    return tl.where(x < lo, lo, tl.where(x > hi, hi, x))
+    return at_most(at_least(x, lo), hi)
 
 
 @triton.jit
@@ -33,33 +48,55 @@ def divide(x, y):
 
 
 @triton.jit
-def exp(x):
-    """e^x within 1.5 ulp, with overflow to infinity and NaN kept; below 2^-125 it is 0."""
-    if x.dtype == tl.float64:
-        return tl.exp(x)
+def exp_single(x, OWN: tl.constexpr):
+    """e^x in float32, with overflow to infinity and NaN kept; below 2^-125 it is 0.
+
+    OWN: within 1.5 ulp, by a polynomial. Else as precise as the hardware's 2^r, like CUDA's expf.
+    """
+    # Beyond these bounds the result is 0 or infinite; they keep n in [-126, 128].
+    x = clamp(x, -87.5, 89.0)
+    # n = round(x log2 e), with 126 added.
+    shifted = fma(x, 1.4426950216293335, 12583038.0)
+    minus_n = sub(12583038.0, shifted)
+    if OWN:
+        r = fma(minus_n, 1.428606765330187e-06, fma(minus_n, 0.693145751953125, x))
+        p = fma(r, 0.001381459878757596, 0.008368716575205326)
+        p = fma(p, r, 0.04166838899254799)
+        p = fma(p, r, 0.1666652113199234)
+        p = fma(p, r, 0.4999999403953552)
+        p = add(fma(mul(p, r), r, r), 1.0)
     else:
-        y = tl.maximum(x, -87.5, propagate_nan=tl.PropagateNan.ALL)
-        y = tl.minimum(y, 89.0, propagate_nan=tl.PropagateNan.ALL)
-        shifted = tl.fma(y, 1.4426950216293335, 12582912.0)
-        n = shifted - 12582912.0
-        r = tl.fma(n, -1.428606765330187e-06, tl.fma(n, -0.693145751953125, y))
-        p = tl.fma(r, 0.001381459878757596, 0.008368716575205326)
-        p = tl.fma(p, r, 0.04166838899254799)
-        p = tl.fma(p, r, 0.1666652113199234)
-        p = tl.fma(p, r, 0.4999999403953552)
-        p = tl.fma(p * r, r, r) + 1.0
-        # By 2 and 2^(n-1): shifted left, all that stays of `shifted` is n.
-        scale = (shifted.to(tl.int32, bitcast=True) << 23) + (126 << 23)
-        return (p + p) * scale.to(tl.float32, bitcast=True)
+        r = fma(x, 1.925963033500011e-08, fma(x, 1.4426950216293335, minus_n))
+        p = tl.exp2(r)
+    # By 2 and 2^(n-1): shifted left, all that stays of `shifted` is n + 126.
+    scale = (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
+    return mul(add(p, p), scale)
 
 
 @triton.jit
-def exp_saturated(x):
-    """e^x, saturated where it would be infinite: 0 times it is 0."""
-    if x.dtype == tl.float64:
-        return exp(tl.minimum(x, 709.0, propagate_nan=tl.PropagateNan.ALL))
+def exp(x, HALF: tl.constexpr, FACTOR: tl.constexpr = 1.0):
+    """e^(FACTOR x); HALF: within (4 + |FACTOR x|) 2^-23.7 of it."""
+    if HALF:
+        return tl.exp2(mul(x, FACTOR * LOG2_E))
+    elif x.dtype == tl.float64:
+        return tl.exp(x * FACTOR)
     else:
-        return exp(tl.minimum(x, 88.0, propagate_nan=tl.PropagateNan.ALL))
+        return exp_single(x * FACTOR, False)
+
+
+@triton.jit
+def exp_saturated(x, HALF: tl.constexpr, FACTOR: tl.constexpr):
+    """e^(FACTOR x), saturated where it would be infinite: 0 times it is 0.
+
+    More precise than `exp`, since its fourth power is used.
+    """
+    if HALF:
+        y = mul(x, FACTOR * LOG2_E)
+        return tl.exp2(at_most(y, 127.0))
+    elif x.dtype == tl.float64:
+        return tl.exp(at_most(x * FACTOR, 709.0))
+    else:
+        return exp_single(at_most(x * FACTOR, 88.0), True)
 
 
 @triton.jit
@@ -80,16 +117,16 @@ def expm1(x, e):
         p = tl.fma(p, x, 1.0 / 6.0)
         p = tl.fma(p, x, 0.5)
     else:
-        p = tl.fma(x, 0.0001987562864087522, 0.0013981997035443783)
-        p = tl.fma(p, x, 0.008333452045917511)
-        p = tl.fma(p, x, 0.04166579619050026)
-        p = tl.fma(p, x, 0.1666666567325592)
-        p = tl.fma(p, x, 0.5)
+        p = fma(x, 0.0001987562864087522, 0.0013981997035443783)
+        p = fma(p, x, 0.008333452045917511)
+        p = fma(p, x, 0.04166579619050026)
+        p = fma(p, x, 0.1666666567325592)
+        p = fma(p, x, 0.5)
     near = tl.abs(x) < 0.5
-    series, far = x * x * p, e - 1.0
+    series, far = mul(mul(x, x), p), sub(e, 1.0)
     # e^88 absorbs 88 in either precision: the bound only keeps infinity minus infinity away.
-    finite = tl.minimum(x, 88.0, propagate_nan=tl.PropagateNan.ALL)
-    return tl.where(near, x + series, far), tl.where(near, series, far - finite)
+    far_minus_x = sub(far, at_most(x, 88.0))
+    return tl.where(near, add(x, series), far), tl.where(near, series, far_minus_x)
 
 
 @triton.jit
@@ -101,13 +138,13 @@ def log1p_exp(e):
         f = tl.where(high, (e - 1.0) * 0.5, e)
         return tl.fma(high.to(tl.float64), 0.6931471805599453, log1p_small(f))
     else:
-        s = e / (e + 2.0)
-        q = s * s
-        p = tl.fma(q, 0.2817833125591278, 0.27960604429244995)
-        p = tl.fma(p, q, 0.40024909377098083)
-        p = tl.fma(p, q, 0.6666631698608398)
-        p = tl.fma(p, q, 2.0)
-        return p * s
+        s = e / add(e, 2.0)
+        q = mul(s, s)
+        p = fma(q, 0.2817833125591278, 0.27960604429244995)
+        p = fma(p, q, 0.40024909377098083)
+        p = fma(p, q, 0.6666631698608398)
+        p = fma(p, q, 2.0)
+        return mul(p, s)
 
 
 @triton.jit

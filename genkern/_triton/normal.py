@@ -9,18 +9,19 @@ import triton
 import triton.language as tl
 
 from genkern._triton.philox import join_words, philox_block
+from genkern._triton.ptx import add, cuda_arch, fma, mul, sub
 
 
 @triton.jit
 def unit_interval(x):
     """(x + 1/2) 2^-32, rounded twice: in (0, 1]."""
-    return tl.fma(x.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
+    return fma(x.to(tl.float32), 2.3283064365386963e-10, 1.1641532182693481e-10)
 
 
 @triton.jit
 def quarter_turns(y):
     """4 unit_interval(y): the scaling is exact."""
-    return tl.fma(y.to(tl.float32), 9.313225746154785e-10, 4.656612873077393e-10)
+    return fma(y.to(tl.float32), 9.313225746154785e-10, 4.656612873077393e-10)
 
 
 @triton.jit
@@ -30,39 +31,51 @@ def flip_sign(x, mask):
 
 
 @triton.jit
+def square_root(a):
+    """sqrt(a), rounded correctly, of 0 and of numbers from 2^-101 on."""
+    if cuda_arch() > 0 and cuda_arch() <= 100:
+        # normal.h's refined_root: without the branch that sqrt_rn has for smaller numbers.
+        y = tl.minimum(tl.rsqrt(a), 9223372036854775808.0)  # finite for 0
+        root = mul(a, y)
+        return fma(fma(mul(root, -1.0), root, a), mul(y, 0.5), root)
+    else:
+        return tl.sqrt_rn(a)
+
+
+@triton.jit
 def radius(x):
     """sqrt(-2 ln u) for u = unit_interval(x)."""
     bits = unit_interval(x).to(tl.uint32, bitcast=True)
     exponent = (bits - 0x3F3504F3) & 0xFF800000
     e = exponent.to(tl.int32, bitcast=True).to(tl.float32)
-    f = (bits - exponent).to(tl.float32, bitcast=True) - 1.0
-    p = tl.fma(f, -0.17481084167957306, 0.2861981987953186)
-    p = tl.fma(p, f, -0.29833561182022095)
-    p = tl.fma(p, f, 0.3314005434513092)
-    p = tl.fma(p, f, -0.3992431163787842)
-    p = tl.fma(p, f, 0.5000357031822205)
-    p = tl.fma(p, f, -0.6666789650917053)
-    p = tl.fma(p, f, 0.9999998211860657)
-    log_m = tl.fma(f, -2.0, p * (f * f))
-    return tl.sqrt_rn(tl.fma(e, -1.6525916635146132e-07, log_m))
+    f = sub((bits - exponent).to(tl.float32, bitcast=True), 1.0)
+    p = fma(f, -0.17481084167957306, 0.2861981987953186)
+    p = fma(p, f, -0.29833561182022095)
+    p = fma(p, f, 0.3314005434513092)
+    p = fma(p, f, -0.3992431163787842)
+    p = fma(p, f, 0.5000357031822205)
+    p = fma(p, f, -0.6666789650917053)
+    p = fma(p, f, 0.9999998211860657)
+    log_m = fma(f, -2.0, mul(p, mul(f, f)))
+    return square_root(fma(e, -1.6525916635146132e-07, log_m))
 
 
 @triton.jit
 def angle(y):
     """cos and sin of 2 pi v, 4 v = quarter_turns(y), but for a common sign: the third value."""
     w = quarter_turns(y)
-    shifted = w + 12582912.0
-    f = w - (shifted - 12582912.0)
+    shifted = add(w, 12582912.0)
+    f = add(w, sub(12582912.0, shifted))
     half = shifted.to(tl.uint32, bitcast=True) << 30
     odd = half + half
     h = flip_sign(f, odd)
-    g = f * f
-    s = tl.fma(g, -0.004683873616158962, 0.07971177995204926)
-    s = tl.fma(s, g, -0.6459665894508362)
-    s = tl.fma(s, g, 1.5707963705062866) * h
-    t = tl.fma(g, -0.0204146821051836, 0.25360241532325745)
-    t = tl.fma(t, g, -1.2336976528167725)
-    t = tl.fma(t, g, 1.0)
+    g = mul(f, f)
+    s = fma(g, -0.004683873616158962, 0.07971177995204926)
+    s = fma(s, g, -0.6459665894508362)
+    s = mul(fma(s, g, 1.5707963705062866), h)
+    t = fma(g, -0.0204146821051836, 0.25360241532325745)
+    t = fma(t, g, -1.2336976528167725)
+    t = fma(t, g, 1.0)
     swap = odd != 0
     return tl.where(swap, s, t), tl.where(swap, t, s), half & 0x80000000
 
@@ -72,7 +85,7 @@ def box_muller(x, y):
     """The two normals of a pair of words: r cos 2 pi v and r sin 2 pi v."""
     cosine, sine, sign = angle(y)
     r = flip_sign(radius(x), sign)
-    return r * cosine, r * sine
+    return mul(r, cosine), mul(r, sine)
 
 
 @triton.jit

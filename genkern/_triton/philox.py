@@ -4,6 +4,8 @@
 import triton
 import triton.language as tl
 
+from genkern._triton.ptx import wide_product
+
 M0 = tl.constexpr(0xD2511F53)
 M1 = tl.constexpr(0xCD9E8D57)
 W0 = tl.constexpr(0x9E3779B9)
@@ -26,12 +28,12 @@ def philox_block(seed, offset, index):
     c2 = tl.zeros_like(c0)
     c3 = c2
     for _ in tl.static_range(ROUNDS):
-        a = c0
-        b = c2
-        c0 = tl.umulhi(b, M1) ^ c1 ^ k0
-        c1 = b * M1
-        c2 = tl.umulhi(a, M0) ^ c3 ^ k1
-        c3 = a * M0
+        low0, high0 = words_of(wide_product(c0, M0))
+        low1, high1 = words_of(wide_product(c2, M1))
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
         k0 += W0
         k1 += W1
     return c0, c1, c2, c3

@@ -76,7 +76,7 @@ def _noise(key: Tensor, shape: Sequence[int], dtype: torch.dtype, normal: bool) 
 def _children(key: Tensor, data: Tensor | None, shape: Sequence[int]) -> Tensor:
     out = torch.empty(shape, dtype=key.dtype, device=key.device)
     children = out.numel() // 2
-    tile = TILE // 4  # 64-bit divisions want registers
+    tile = TILE // 8  # 64-bit divisions want registers
     launch(
         children_kernel, triton.cdiv(children, tile), key.device,
         key.view(torch.int64), key.stride(0) if key.dim() == 2 else 0, key.stride(-1),

@@ -87,8 +87,8 @@ def finish(partial: Tensor, shape: Sequence[int], reduction: int) -> Tensor:
     columns = partial.numel() // max(rows, 1)
     if columns == 0:
         return total.zero_().div_(divisor(shape, reduction))
-    tile_columns = min(TILE, triton.next_power_of_2(columns))
-    tile_rows = TILE // tile_columns
+    tile_columns = min(TILE // 2, triton.next_power_of_2(columns))
+    tile_rows = TILE // 2 // tile_columns
     launch(
         sum_rows_kernel, triton.cdiv(rows, tile_rows), partial.device,
         partial, total, rows, columns, divisor(shape, reduction),

@@ -17,6 +17,12 @@ def arithmetic(tensor: Tensor) -> tl.dtype:
     return tl.float64 if tensor.dtype == torch.float64 else tl.float32
 
 
+@triton.constexpr_function
+def is_half(pointer):
+    """Whether a tensor has a type of 16 bits."""
+    return pointer.dtype.element_ty.primitive_bitwidth == 16
+
+
 @triton.jit
 def this_tile(form, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
     """This program's rows, its first column, and which of its elements exist."""
@@ -63,7 +69,18 @@ def address(x, row, start, mask, form, draw, VECTOR: tl.constexpr):
     if len(x.inner) == 0:
         return first
     else:
-        return first + (start + tl.arange(0, mask.shape[1])[None, :]) * x.inner[0]
+        # Last what differs from thread to thread, with few bits.
+        column = tl.arange(0, mask.shape[1]).to(tl.int64)[None, :]
+        return first + start * x.inner[0] + column * x.inner[0]
+
+
+@triton.jit
+def widen(x, T: tl.constexpr):
+    if x.dtype == tl.bfloat16:
+        # The upper half of a float: one instruction for either half of a word.
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(T, bitcast=True)
+    else:
+        return x.to(T)
 
 
 @triton.jit
@@ -72,7 +89,7 @@ def load(x, row, start, mask, form, T: tl.constexpr, VECTOR: tl.constexpr, draw=
     if len(x.inner) == 0:
         return tl.load(pointers).to(T)
     else:
-        return tl.load(pointers, mask=mask, other=0.0).to(T)
+        return widen(tl.load(pointers, mask=mask, other=0.0), T)
 
 
 @triton.jit

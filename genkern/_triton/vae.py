@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genkern._triton.launch import NONE, SAMPLE, Tiles, blocks_together, clamps, launch
 from genkern._triton.math import (
+    at_least,
     clamp,
     clamp_gradient,
     divide,
@@ -27,14 +28,14 @@ from genkern._triton.reduce import (
     upstream,
     value_of,
 )
-from genkern._triton.tile import arithmetic, load, noise_or_load, store, this_tile
+from genkern._triton.tile import arithmetic, is_half, load, noise_or_load, store, this_tile
 
 # ---- one element
 
 
 @triton.jit
-def standard_deviation(l):
-    return exp(l * 0.5)
+def standard_deviation(l, HALF: tl.constexpr):
+    return exp(l, HALF, 0.5)
 
 
 @triton.jit
@@ -51,12 +52,12 @@ def kl_standard(mu, l, sigma):
 
 
 @triton.jit
-def kl_prior(mu, l, m2, lv2):
+def kl_prior(mu, l, m2, lv2, HALF: tl.constexpr):
     """The KL against N(m2, e^lv2), and its derivatives by mu, logvar and prior_logvar."""
     d = l - lv2
-    value, g = expm1(d, exp(d))
+    value, g = expm1(d, exp(d, HALF))
     # In two steps, by e^(-lv2/4) kept finite: 0 times infinity would make a NaN.
-    q = exp_saturated(lv2 * -0.25)
+    q = exp_saturated(lv2, HALF, -0.25)
     s = ((mu - m2) * q) * q
     derivative = value * 0.5
     return tl.fma(s, s, g) * 0.5, (s * q) * q, derivative, -tl.fma(s * 0.5, s, derivative)
@@ -73,11 +74,11 @@ def free_bits_gradient(kl, gradient, free_bits):
 
 
 @triton.jit
-def bernoulli_value(logit, x):
+def bernoulli_value(logit, x, HALF: tl.constexpr):
     """-log Bernoulli(x; sigmoid(logit)), and its derivative by the logit."""
     positive = logit > 0.0
-    e = exp(tl.where(positive, -logit, logit))
-    value = tl.fma(-logit, x, tl.where(positive, logit, 0.0)) + log1p_exp(e)
+    e = exp(-tl.abs(logit), HALF)
+    value = tl.fma(-logit, x, at_least(logit, 0.0)) + log1p_exp(e)
     return value, tl.where(positive, 1.0, e) / (e + 1.0) - x
 
 
@@ -85,9 +86,9 @@ LOG_2_PI = tl.constexpr(1.8378770664093454836)
 
 
 @triton.jit
-def gaussian_value(x_hat, x, l):
+def gaussian_value(x_hat, x, l, HALF: tl.constexpr):
     """-log N(x; x_hat, e^l), and its derivatives by x and l."""
-    q = exp_saturated(l * -0.25)
+    q = exp_saturated(l, HALF, -0.25)
     r = ((x - x_hat) * q) * q
     half_square = r * 0.5 * r
     return half_square + (l + LOG_2_PI) * 0.5, (r * q) * q, 0.5 - half_square
@@ -107,6 +108,7 @@ def gaussian_value_sigma(x_hat, x, inverse_sigma, half_log_2_pi_variance):
 def kl_of_tile(
     mu, l, sigma, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
     row, start, mask, form, T: tl.constexpr, VECTOR: tl.constexpr, STANDARD: tl.constexpr,
+    HALF: tl.constexpr,
 ):  # fmt: skip
     if STANDARD:
         return kl_standard(mu, l, sigma)
@@ -119,7 +121,7 @@ def kl_of_tile(
             lv2 = tl.full((1, 1), prior_logvar_value, T)
         else:
             lv2 = load(prior_logvar, row, start, mask, form, T, VECTOR)
-        return kl_prior(mu, l, m2, lv2)
+        return kl_prior(mu, l, m2, lv2, HALF)
 
 
 @triton.jit
@@ -136,7 +138,7 @@ def posterior_kernel(
     l = load(logvar, row, start, mask, form, T, VECTOR)
     if CLAMP:
         l = clamp(l, tl.full((), logvar_min, T), tl.full((), logvar_max, T))
-    sigma = standard_deviation(l)
+    sigma = standard_deviation(l, is_half(mu.tensor))
     if z is not None:
         for draw in range(draws):
             eps = noise_or_load(given, stream, row, start, mask, form, draw, T, VECTOR, BLOCKS)
@@ -144,7 +146,7 @@ def posterior_kernel(
     if kl is not None or partial is not None:
         value, _, _, _ = kl_of_tile(
             m, l, sigma, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
-            row, start, mask, form, T, VECTOR, STANDARD,
+            row, start, mask, form, T, VECTOR, STANDARD, is_half(mu.tensor),
         )  # fmt: skip
         if FREE_BITS:
             value = with_free_bits(value, tl.full((), free_bits, T))
@@ -183,7 +185,7 @@ def posterior_backward_kernel(
     hi = tl.full((), logvar_max, T)
     if CLAMP:
         l = clamp(raw, lo, hi)
-    sigma = standard_deviation(l)
+    sigma = standard_deviation(l, is_half(mu.tensor))
     g_mu = tl.zeros((ROWS, COLUMNS), T)
     g_logvar = tl.zeros((ROWS, COLUMNS), T)
     if grad_z is not None:
@@ -202,7 +204,7 @@ def posterior_backward_kernel(
     if grad_kl is not None:
         value, by_mu, by_logvar, by_prior_logvar = kl_of_tile(
             m, l, sigma, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
-            row, start, mask, form, T, VECTOR, STANDARD,
+            row, start, mask, form, T, VECTOR, STANDARD, is_half(mu.tensor),
         )  # fmt: skip
         gk = divide(load(grad_kl, row, start, mask, form, T, VECTOR), tl.full((1, 1), divisor, T))
         if FREE_BITS:
@@ -230,7 +232,7 @@ def bernoulli_nll_kernel(
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     logit = load(logits, row, start, mask, form, T, VECTOR)
     target = load(x, row, start, mask, form, T, VECTOR)
-    value, _ = bernoulli_value(logit, target)
+    value, _ = bernoulli_value(logit, target, is_half(logits.tensor))
     if nll is not None:
         store(nll, value, row, start, mask, form, VECTOR)
     else:
@@ -248,7 +250,7 @@ def bernoulli_nll_backward_kernel(
     logit = load(logits, row, start, mask, form, T, VECTOR)
     if grad_logits is not None:
         target = load(x, row, start, mask, form, T, VECTOR)
-        _, by_logit = bernoulli_value(logit, target)
+        _, by_logit = bernoulli_value(logit, target, is_half(logits.tensor))
         store(grad_logits, g * by_logit, row, start, mask, form, VECTOR)
     if grad_x is not None:
         store(grad_x, g * -logit, row, start, mask, form, VECTOR)
@@ -273,7 +275,7 @@ def gaussian_nll_kernel(
         l = load(logvar, row, start, mask, form, T, VECTOR)
         if CLAMP:
             l = clamp(l, tl.full((), logvar_min, T), tl.full((), logvar_max, T))
-        value, _, _ = gaussian_value(mean, target, l)
+        value, _, _ = gaussian_value(mean, target, l, is_half(x_hat.tensor))
     if nll is not None:
         store(nll, value, row, start, mask, form, VECTOR)
     else:
@@ -302,7 +304,7 @@ def gaussian_nll_backward_kernel(
         l = raw
         if CLAMP:
             l = clamp(raw, lo, hi)
-        _, by_x, by_logvar = gaussian_value(mean, target, l)
+        _, by_x, by_logvar = gaussian_value(mean, target, l, is_half(x_hat.tensor))
         if grad_logvar is not None:
             g_logvar = g * by_logvar
             if CLAMP:
