@@ -41,13 +41,20 @@ def fma(a, b, c):
 
 
 @triton.jit
+def on_pairs(OPERATION: tl.constexpr, a, b):
+    """mul, add or sub, two elements an instruction."""
+    return tl.inline_asm_elementwise(
+        "{ .reg .b64 a, b; mov.b64 a, {$2, $3}; mov.b64 b, {$4, $5}; "
+        + OPERATION
+        + ".rn.f32x2 a, a, b; mov.b64 {$0, $1}, a; }",
+        "=r,=r,r,r,r,r", [a, b], tl.float32, True, 2,
+    )  # fmt: skip
+
+
+@triton.jit
 def mul(a, b):
     if in_pairs(a, b):
-        return tl.inline_asm_elementwise(
-            """{ .reg .b64 a, b; mov.b64 a, {$2, $3}; mov.b64 b, {$4, $5};
-            mul.rn.f32x2 a, a, b; mov.b64 {$0, $1}, a; }""",
-            "=r,=r,r,r,r,r", [a, b], tl.float32, True, 2,
-        )  # fmt: skip
+        return on_pairs("mul", a, b)
     else:
         return a * b
 
@@ -55,11 +62,7 @@ def mul(a, b):
 @triton.jit
 def add(a, b):
     if in_pairs(a, b):
-        return tl.inline_asm_elementwise(
-            """{ .reg .b64 a, b; mov.b64 a, {$2, $3}; mov.b64 b, {$4, $5};
-            add.rn.f32x2 a, a, b; mov.b64 {$0, $1}, a; }""",
-            "=r,=r,r,r,r,r", [a, b], tl.float32, True, 2,
-        )  # fmt: skip
+        return on_pairs("add", a, b)
     else:
         return a + b
 
@@ -67,11 +70,7 @@ def add(a, b):
 @triton.jit
 def sub(a, b):
     if in_pairs(a, b):
-        return tl.inline_asm_elementwise(
-            """{ .reg .b64 a, b; mov.b64 a, {$2, $3}; mov.b64 b, {$4, $5};
-            sub.rn.f32x2 a, a, b; mov.b64 {$0, $1}, a; }""",
-            "=r,=r,r,r,r,r", [a, b], tl.float32, True, 2,
-        )  # fmt: skip
+        return on_pairs("sub", a, b)
     else:
         return a - b
 
