@@ -29,6 +29,27 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def functions_replaced_once():
+    """Triton's interpreter replaces the functions of `tl` for each kernel that it runs, and does it
+    again for each function that the kernel calls: half of its time."""
+    try:
+        import triton.language as tl
+        from triton.runtime import interpreter
+    except ImportError:
+        yield
+        return
+    replace = interpreter._patch_lang
+
+    def unless_replaced(fn):
+        modules = [m for m in fn.__globals__.values() if m is tl or m is tl.core]
+        return replace(fn) if any(tl.core.is_builtin(m.load) for m in modules) else None
+
+    interpreter._patch_lang = unless_replaced
+    yield
+    interpreter._patch_lang = replace
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     skipped = Counter(
         report.longrepr[2].removeprefix("Skipped: ")

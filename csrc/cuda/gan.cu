@@ -172,9 +172,9 @@ void penalise(const Tensor& grads, const Tensor* grad_out, const Tensor* grad, d
     });
   }
   if (grad) {
-    const int64_t size[] = {2 * samples};
+    const int64_t size[] = {3 * samples};
     coefficients = torch::stable::new_empty(grads, size, reduced_type(grads));
-    rows.coefficients = static_cast<Acc*>(coefficients.mutable_data_ptr());
+    rows.coefficients = static_cast<PenaltyCoefficients<Acc>*>(coefficients.mutable_data_ptr());
     rows.grad = grad->const_data_ptr();
     rows.grad_stride = grad->dim() > 0 ? grad->stride(0) : 0;
   }
@@ -192,7 +192,7 @@ void penalise(const Tensor& grads, const Tensor* grad_out, const Tensor* grad, d
   if (!grad_out || center != 0) planner.input(Body::kGrads, grads);
   if (grad_out) planner.input(Body::kGradOut, *grad_out);
   planner.output(Body::kOut, *grad_grads);
-  launch<T>(planner, Body{rows.coefficients, samples}, grads, {false, true});
+  launch<T>(planner, Body{rows.coefficients}, grads, {false, true});
 }
 
 // ---- points between real and generated data

@@ -176,6 +176,22 @@ __global__ void __launch_bounds__(kThreads, 1)
     body.partials[sample * gridDim.y + blockIdx.y] = total;
 }
 
+// Of a sample: the result is scale^2 (k v + l g) or, without v, scale^2 k g. The scale is 1 but
+// where k or l is beyond float, as of a norm near 1e-39. They are below 2^277 where a result is not
+// infinite: for the least of floats, 2^-149, times l is below 2^128.
+template <class Acc>
+struct PenaltyCoefficients {
+  Acc k, l, scale;
+
+  static __device__ PenaltyCoefficients of(double k, double l) {
+    if (holds<Acc>(k) && holds<Acc>(l)) return {Acc(k), Acc(l), Acc(1)};
+    constexpr int kMost = sizeof(Acc) == sizeof(double) ? 0 : 75;
+    const int half = min((ilogb(fmax(fabs(k), fabs(l))) - 125) / 2, kMost);
+    return {coefficient<Acc>(ldexp(k, -2 * half)), coefficient<Acc>(ldexp(l, -2 * half)),
+            Acc(ldexp(1.0, half))};
+  }
+};
+
 template <class Acc>
 struct PenaltyRows {
   const PenaltySums* partials;  // null: the squares do not matter
@@ -183,7 +199,7 @@ struct PenaltyRows {
   double center, weight, divisor;
   const void* grad;  // upstream, of the penalty; null: the penalty itself is asked for
   int64_t grad_stride;
-  Acc* coefficients;   // of the samples' v or, without v, g; then of their g
+  PenaltyCoefficients<Acc>* coefficients;  // of each sample
   void* out;           // the penalty, or the gradient of `grad`; null: not asked for
   bool along, reduce;  // there is a v; one value for all samples
 };
@@ -208,11 +224,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (rows.grad) {
       const double g =
           widen(static_cast<const Value*>(rows.grad)[sample * rows.grad_stride]) / rows.divisor;
-      rows.coefficients[sample] = coefficient<Acc>(g * p.slope);
-      if (rows.along) {
-        value = p.slope * sums.products;
-        rows.coefficients[rows.samples + sample] = coefficient<Acc>(g * p.turned(sums.products));
-      }
+      const double l = rows.along ? g * p.turned(sums.products) : 0;
+      if (rows.along) value = p.slope * sums.products;
+      rows.coefficients[sample] = PenaltyCoefficients<Acc>::of(g * p.slope, l);
     }
     all += value;
     if (rows.out && !rows.reduce)
@@ -224,16 +238,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     static_cast<Value*>(rows.out)[0] = narrow<Value>(static_cast<Acc>(all / rows.divisor));
 }
 
-// k g, or k v + l g.
 template <class Acc>
 struct ScaleSamples {
   enum { kGrads, kGradOut, kOut, kTensors };
   static constexpr bool kSums = false, kDraws = false, kBySample = true;
-  const Acc* coefficients;
-  int64_t samples;
+  const PenaltyCoefficients<Acc>* coefficients;
 
   struct Sample {
-    Acc k, l;
+    PenaltyCoefficients<Acc> by;
 
     template <class S>
     __device__ void operator()(const S& slot) const {
@@ -241,24 +253,34 @@ struct ScaleSamples {
       if (!slot.has(kGradOut)) {
         slot.load(kGrads, g);
 #pragma unroll
-        for (int i = 0; i < S::kNumbers; ++i) g[i] *= k;
-        slot.store(kOut, g);
+        for (int i = 0; i < S::kNumbers; ++i) g[i] *= by.k;
+        store(slot, g);
         return;
       }
       slot.load(kGradOut, v);
       slot.load_or(kGrads, Acc(0), g);
 #pragma unroll
       for (int i = 0; i < S::kNumbers; ++i) {
-        v[i] *= k;
+        v[i] *= by.k;
         // Where there is no turn, an infinite g must not meet the 0.
-        if (l != Acc(0)) v[i] = madd(l, g[i], v[i]);
+        if (by.l != Acc(0)) v[i] = madd(by.l, g[i], v[i]);
       }
-      slot.store(kOut, v);
+      store(slot, v);
+    }
+
+   private:
+    template <class S>
+    __device__ void store(const S& slot, typename S::Numbers& x) const {
+      if (by.scale != Acc(1)) {
+#pragma unroll
+        for (int i = 0; i < S::kNumbers; ++i) x[i] = x[i] * by.scale * by.scale;
+      }
+      slot.store(kOut, x);
     }
   };
   template <class PlanType>
-  __device__ Sample of(const PlanType& plan, int64_t sample) const {
-    return {coefficients[sample], plan.has(kGradOut) ? coefficients[samples + sample] : Acc(0)};
+  __device__ Sample of(const PlanType&, int64_t sample) const {
+    return {coefficients[sample]};
   }
 };
 

@@ -1,8 +1,6 @@
 // The GAN family, for one instruction set: GENKERN_CAPABILITY is its namespace.
 #include "genkern/gan.h"
 
-#include <cmath>
-#include <limits>
 #include <type_traits>
 
 #include "cpu/driver.h"
@@ -206,11 +204,6 @@ Sums sums(int64_t n, const T* __restrict g, const T* __restrict v) {
     }
   }
   return {squares[0], products[0]};
-}
-
-template <class T>
-bool holds(double x) {
-  return std::fabs(x) <= static_cast<double>(std::numeric_limits<T>::max());
 }
 
 template <class T, class K>

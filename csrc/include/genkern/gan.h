@@ -146,12 +146,20 @@ GENKERN_HD Penalty penalty(double squares, double center, double weight) {
   return {weight * difference * difference, 2.0 * weight * (1.0 - center / n),
           2.0 * weight * center / n / squares};
 }
+template <class T>
+GENKERN_HD constexpr double largest() {
+  return sizeof(T) == sizeof(double) ? 1.7976931348623157e308 : 0x1.fffffep127;
+}
 // A coefficient in the arithmetic's type. It multiplies gradients as small as it is large: kept
 // finite, the product of the two is no NaN.
 template <class T>
 GENKERN_HD T coefficient(double x) {
-  constexpr double kLargest = sizeof(T) == sizeof(double) ? 1.7976931348623157e308 : 0x1.fffffep127;
-  return static_cast<T>(clamp(x, -kLargest, kLargest));
+  return static_cast<T>(clamp(x, -largest<T>(), largest<T>()));
+}
+// Whether it can be rounded to T.
+template <class T>
+GENKERN_HD bool holds(double x) {
+  return magnitude(x) <= largest<T>();
 }
 
 // ---- points between real and generated data: Gulrajani et al., arXiv:1704.00028, section 4
