@@ -22,15 +22,18 @@ from genkern._triton.launch import (
     varies,
 )
 from genkern._triton.math import (
+    at_most,
     clamp,
     clamp_gradient,
     divide,
     erfcx,
     exp,
+    exp_finite,
     exp_saturated,
     expm1,
+    largest_exponent,
 )
-from genkern._triton.ptx import fma, mul, sub
+from genkern._triton.ptx import add, fma, mul, sub
 from genkern._triton.reduce import (
     divisor,
     new_gradients,
@@ -52,8 +55,10 @@ from genkern._triton.tile import (
     load_sample,
     noise_or_load,
     store,
+    this_program,
     this_tile,
     which_exist,
+    which_rows_exist,
 )
 
 _TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
@@ -73,15 +78,21 @@ def weighted_square(difference, weight, offset):
 
 
 @triton.jit
-def step_kl(d, mean_x0, true_lv, lv, HALF: tl.constexpr):
-    """KL(N(x, e^true_lv) || N(x + mean_x0 d, e^lv)), and its derivatives by d and lv."""
-    r = sub(true_lv, lv)
-    value, g = expm1(r, exp(r, HALF))
-    # In two steps, by e^(-lv/4) kept finite: 0 times infinity would make a NaN.
-    q = exp_saturated(lv, HALF, -0.25)
-    s = mul(mul(mul(d, mean_x0), q), q)
-    by_d = mul(mul(mul(s, mean_x0), q), q)
-    return mul(fma(s, s, g), 0.5), by_d, mul(fma(s, s, value), -0.5)
+def step_kl(d, mean_x0, true_lv, half_r, HALF: tl.constexpr):
+    """KL(N(x, e^true_lv) || N(x + mean_x0 d, e^lv)), half_r = (true_lv - lv) / 2.
+
+    Twice its value, its derivative by d, and -2 times that by lv.
+    """
+    # e^(-lv/2) = e^half_r e^(-true_lv/2), kept finite: 0 times infinity would make a NaN. The second
+    # factor is of a whole sample.
+    most: tl.constexpr = largest_exponent(d)
+    half_true = true_lv * 0.5
+    half_r = at_most(half_r, at_most(half_true + most, most))
+    root = exp_finite(half_r, HALF)
+    value, g = expm1(add(half_r, half_r), fma(root, root, -1.0))
+    inverse = mul(root, mean_x0 * exp_finite(at_most(-half_true, most), HALF))
+    s = mul(d, inverse)
+    return fma(s, s, g), mul(s, inverse), fma(s, s, value)
 
 
 HALF_BIN = tl.constexpr(1.0 / 255.0)
@@ -518,9 +529,7 @@ def store_moments(partial, x, count, row, mask, form):
     # The mean is rounded: its error shows in the sum of the deviations.
     error = tl.sum(rest, axis=1) / count
     squares = tl.sum(rest * rest, axis=1) - count * error * error
-    exists = row >= 0
-    if form.rows is not None:
-        exists = row < form.rows
+    exists = which_rows_exist(row, form)
     tl.store(partial, mean.to(tl.float64) + error, mask=exists)
     tl.store(partial + 1, squares, mask=exists)
 
@@ -533,8 +542,11 @@ def moments_kernel(
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     x = load(pred, row, start, mask, form, T, VECTOR)
     base = load(uncond, row, start, mask, form, T, VECTOR)
-    count = tl.minimum(form.columns * VECTOR - start, COLUMNS).to(T)
-    to = partial + (row * form.column_tiles + tl.program_id(0) % form.column_tiles) * 4
+    count = COLUMNS
+    if form.columns is not None:
+        count = tl.minimum(form.columns * VECTOR - start, COLUMNS).to(T)
+    _, column_tile = this_program(form)
+    to = partial + (row * form.column_tiles + column_tile) * 4
     store_moments(to, x, count, row, mask, form)
     mixed = guide(x, base, tl.full((1, 1), guidance_scale, T))
     store_moments(to + 2, mixed, count, row, mask, form)
@@ -589,7 +601,7 @@ def guidance_factor(
     )  # fmt: skip
     launch(
         guidance_factor_kernel, out.numel(), pred.device,
-        partial, out, parts, tiles.column_tiles, tiles.form.columns * tiles.meta["VECTOR"],
+        partial, out, parts, tiles.column_tiles, tiles.columns,
         tiles.rows // samples, guidance_rescale,
         COLUMNS=tiles.meta["COLUMNS"], LANES=256,
     )  # fmt: skip
@@ -765,33 +777,40 @@ def vlb_parts(
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     DECODER: tl.constexpr,
 ):  # fmt: skip
-    """pred - eps; L and its derivatives by d and the log-variance; that of d by pred."""
+    """pred - eps; 2 L, L's derivative by d, -2 times that by the log-variance; d's by pred."""
     m = load(pred, row, start, mask, form, T, VECTOR)
     x = load(x0, row, start, mask, form, T, VECTOR)
     eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
     d = fma(eps, coefficient(first, table, 1), mul(x, coefficient(first, table, 0)))
     by_pred = coefficient(first, table, 2)
     d = fma(m, by_pred, d)
+    constant = by_pred == 0.0
     if CLIP:
-        lo = tl.full((1, 1), x0_min, T)
-        hi = tl.full((1, 1), x0_max, T)
         hat = sub(x, d)
-        d = sub(x, clamp(hat, lo, hi))
-        by_pred = clamp_gradient(hat, by_pred, lo, hi)
+        clipped = clamp(hat, tl.full((1, 1), x0_min, T), tl.full((1, 1), x0_max, T))
+        d = sub(x, clipped)
+        # By one comparison: with a `by_pred` of 0 it is with infinity. A NaN counts as inside.
+        other = add(clipped, tl.where(constant, float("inf"), 0.0))
+        constant = (hat < other) | (hat > other)
+    true_lv = coefficient(first, table, 4)
     lv = coefficient(first, table, 5)
+    half_r = (true_lv - lv) * 0.5
     if var_values is not None:
         values = load(var_values, row, start, mask, form, T, VECTOR)
-        lv = fma(values, coefficient(first, table, 6), lv)
+        scale = coefficient(first, table, 6)
+        half_r = fma(values, scale * -0.5, half_r)
+        if DECODER:
+            lv = fma(values, scale, lv)
     value, by_d, by_lv = step_kl(
-        d, coefficient(first, table, 3), coefficient(first, table, 4), lv, is_half(pred.tensor)
+        d, coefficient(first, table, 3), true_lv, half_r, is_half(pred.tensor)
     )
     if DECODER:
         last = coefficient(first, table, 7) > 0.5
         nll = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
-        value = tl.where(last, nll[0].to(T), value)
+        value = tl.where(last, (nll[0] * 2.0).to(T), value)
         by_d = tl.where(last, nll[1].to(T), by_d)
-        by_lv = tl.where(last, nll[2].to(T), by_lv)
-    return sub(m, eps), value, by_d, by_lv, by_pred
+        by_lv = tl.where(last, (nll[2] * -2.0).to(T), by_lv)
+    return sub(m, eps), value, by_d, by_lv, constant
 
 
 @triton.jit
@@ -806,7 +825,7 @@ def vlb_tile(
         pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
         T, VECTOR, BLOCKS, CLIP, DECODER,
     )  # fmt: skip
-    value = mul(value, tl.full((1, 1), vlb_scale, T))
+    value = mul(value, tl.full((1, 1), vlb_scale * 0.5, T))
     if SIMPLE:
         value = weighted_square(error, tl.full((1, 1), simple_scale, T), value)
     if loss is not None:
@@ -858,23 +877,26 @@ def vlb_backward_tile(
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     SIMPLE: tl.constexpr, DETACH: tl.constexpr, DECODER: tl.constexpr,
 ):  # fmt: skip
-    error, _, by_d, by_lv, by_pred = vlb_parts(
+    error, _, by_d, by_lv, constant = vlb_parts(
         pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
         T, VECTOR, BLOCKS, CLIP, DECODER,
     )  # fmt: skip
     g = load(grad, row, start, mask, form, T, VECTOR)
     along = mul(g, tl.full((1, 1), vlb_scale, T))
+    # All before anything is stored: after that the coefficients would be read again.
+    along_values = along * (coefficient(first, table, 6) * -0.5)
     if grad_pred is not None:
-        total = tl.zeros(mask.shape, T)
-        if not DETACH:
+        if DETACH:
+            total = tl.zeros(mask.shape, T)
+        else:
             # An infinite derivative times 0 would be a NaN.
-            total += tl.where(by_pred == 0.0, 0.0, mul(mul(by_d, along), by_pred))
+            by_pred = coefficient(first, table, 2)
+            total = mul(tl.where(constant, 0.0, by_d), along * by_pred)
         if SIMPLE:
-            total = fma(error + error, g * tl.full((1, 1), simple_scale, T), total)
+            total = fma(error, g * tl.full((1, 1), 2.0 * simple_scale, T), total)
         store(grad_pred, total, row, start, mask, form, VECTOR)
     if grad_values is not None:
-        by_values = mul(by_lv, along * coefficient(first, table, 6))
-        store(grad_values, by_values, row, start, mask, form, VECTOR)
+        store(grad_values, mul(by_lv, along_values), row, start, mask, form, VECTOR)
 
 
 @triton.jit
