@@ -83,8 +83,8 @@ def step_kl(d, mean_x0, true_lv, half_r, HALF: tl.constexpr):
 
     Twice its value, its derivative by d, and -2 times that by lv.
     """
-    # e^(-lv/2) = e^half_r e^(-true_lv/2), kept finite: 0 times infinity would make a NaN. The second
-    # factor is of a whole sample.
+    # e^(-lv/2) = e^half_r e^(-true_lv/2), the latter of a whole sample. Both are kept finite, and
+    # their product: 0 times infinity would make a NaN.
     most: tl.constexpr = largest_exponent(d)
     half_true = true_lv * 0.5
     half_r = at_most(half_r, at_most(half_true + most, most))
@@ -99,11 +99,50 @@ HALF_BIN = tl.constexpr(1.0 / 255.0)
 LAST_BIN = tl.constexpr(0.999)
 ROOT_HALF = tl.constexpr(0.70710678118654752440)
 ROOT_2_PI = tl.constexpr(2.50662827463100050242)
-NARROW = tl.constexpr(0.02)
+NARROW = tl.constexpr(0.25)
 
 
 @triton.jit
-def decoder_nll(d, x0, lv):
+def narrow_bin(w, s, DOUBLE: tl.constexpr):
+    """S and its derivatives, by s over w and by w times w, for a bin that is narrow.
+
+    Its probability is w, its width in deviations, times the density at its centre, s of them from
+    the mean, times S, an integrated Taylor series: of it what is left out is below 1e-16 if DOUBLE,
+    else 1e-10, for registers.
+    """
+    # w^n He_n(s), by He_n+1(s) = s He_n(s) - n He_n-1(s); He_n' = n He_n-1.
+    u = w * w
+    h1 = w * s
+    h2 = h1 * h1 - u
+    total = h2 * (1.0 / 24.0) + 1.0
+    by_s = h1 * (1.0 / 12.0)
+    by_w = h2 * (1.0 / 12.0)
+    h3 = h1 * h2 - (u * 2.0) * h1
+    h4 = h1 * h3 - (u * 3.0) * h2
+    total += h4 * (1.0 / 1920.0)
+    by_s += h3 * (1.0 / 480.0)
+    by_w += h4 * (1.0 / 480.0)
+    h5 = h1 * h4 - (u * 4.0) * h3
+    h6 = h1 * h5 - (u * 5.0) * h4
+    total += h6 * (1.0 / 322560.0)
+    by_s += h5 * (1.0 / 53760.0)
+    by_w += h6 * (1.0 / 53760.0)
+    if DOUBLE:
+        h7 = h1 * h6 - (u * 6.0) * h5
+        h8 = h1 * h7 - (u * 7.0) * h6
+        total += h8 * (1.0 / 92897280.0)
+        by_s += h7 * (1.0 / 11612160.0)
+        by_w += h8 * (1.0 / 11612160.0)
+        h9 = h1 * h8 - (u * 8.0) * h7
+        h10 = h1 * h9 - (u * 9.0) * h8
+        total += h10 * (1.0 / 40874803200.0)
+        by_s += h9 * (1.0 / 4087480320.0)
+        by_w += h10 * (1.0 / 4087480320.0)
+    return total, by_s, by_w
+
+
+@triton.jit
+def decoder_nll(d, x0, lv, DOUBLE: tl.constexpr):
     """-log of what the discretised N(x0 - d, e^lv) gives to x0's bin, and its derivatives by d, lv.
 
     In float64: the difference of two tails loses digits.
@@ -129,27 +168,22 @@ def decoder_nll(d, x0, lv):
     tail_far = erfcx(b * ROOT_HALF) * far
     p = tl.where(around, 1.0 - (tail_near + tail_far) * 0.5, (tail_near - tail_far) * 0.5)
     value = tl.where(around, 0.0, -exponent)
-    # A closed bin that is narrow against the bell: its probability is w times the density at its
-    # centre times p / 1920, an integrated Taylor series.
+    # A closed bin that is narrow against the bell.
     w = inverse * (2.0 * HALF_BIN)
     s = c * inverse
-    u = w * w
-    v = u * (s * s)
-    narrow = ((below | above) == 0) & (u < NARROW * NARROW) & (v < NARROW * NARROW)
-    second = (v - u) * 40.0
-    both = tl.fma(v, v, u * (u * 3.0 - v * 6.0)) + second
-    p = tl.where(narrow, (second + 1920.0) + both, p)
+    narrow = ((below | above) == 0) & (w < NARROW) & (w * s < NARROW)
+    w = tl.where(narrow, w, 0.0)
+    s = tl.where(narrow, s, 0.0)
+    total, by_s, by_w = narrow_bin(w, s, DOUBLE)
+    p = tl.where(narrow, total, p)
+    # log w with lv itself: w underflows. The number is 1/2 log 2 pi - log(2 / 255).
+    value = tl.where(narrow, tl.fma(s * s + lv, 0.5, 5.7670548978031536), value) - tl.log(p)
+    # The derivatives, times p, less s and 1 - s^2 of a narrow bin.
+    along_c = tl.where(narrow, -w * by_s, (near - far) * (1.0 / ROOT_2_PI))
+    along_lv = tl.where(narrow, (w * s) * by_s + by_w, (b * far - a * near) * (1.0 / ROOT_2_PI))
     over_p = 1.0 / p
-    # log w with lv itself: w underflows. The number is 1/2 log 2 pi - log(2 / 255) + log 1920.
-    value = tl.where(narrow, tl.fma(s * s + lv, 0.5, 13.327135362824981), value) - tl.log(p)
-    # The series' derivatives, over s and times w; else by the densities at the ends.
-    slope_s = (u * 4.0) * (v - u * 3.0 + 40.0) * over_p - 1.0
-    slope_w = (both * 4.0) * over_p + 1.0
-    over_p *= 1.0 / ROOT_2_PI
-    near *= over_p
-    far *= over_p
-    along_c = tl.where(narrow, -s * slope_s, near - far) * inverse
-    along_lv = tl.where(narrow, tl.fma(s * s, slope_s, slope_w), b * far - a * near) * 0.5
+    along_c = (s + along_c * over_p) * inverse
+    along_lv = (tl.where(narrow, 1.0 - s * s, 0.0) + along_lv * over_p) * 0.5
     return value, tl.where(mirrored, -along_c, along_c), along_lv
 
 
@@ -777,7 +811,7 @@ def vlb_parts(
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     DECODER: tl.constexpr,
 ):  # fmt: skip
-    """pred - eps; 2 L, L's derivative by d, -2 times that by the log-variance; d's by pred."""
+    """pred - eps; of `step_kl` or the decoder; and where L does not depend on pred."""
     m = load(pred, row, start, mask, form, T, VECTOR)
     x = load(x0, row, start, mask, form, T, VECTOR)
     eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
@@ -806,7 +840,7 @@ def vlb_parts(
     )
     if DECODER:
         last = coefficient(first, table, 7) > 0.5
-        nll = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
+        nll = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64), T == tl.float64)
         value = tl.where(last, (nll[0] * 2.0).to(T), value)
         by_d = tl.where(last, nll[1].to(T), by_d)
         by_lv = tl.where(last, (nll[2] * -2.0).to(T), by_lv)
@@ -816,7 +850,7 @@ def vlb_parts(
 @triton.jit
 def vlb_tile(
     pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
-    x0_min, x0_max, vlb_scale, simple_scale,
+    x0_min, x0_max, half_vlb_scale, simple_scale,
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     SIMPLE: tl.constexpr, DECODER: tl.constexpr,
 ):  # fmt: skip
@@ -825,7 +859,7 @@ def vlb_tile(
         pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
         T, VECTOR, BLOCKS, CLIP, DECODER,
     )  # fmt: skip
-    value = mul(value, tl.full((1, 1), vlb_scale * 0.5, T))
+    value = mul(value, tl.full((1, 1), half_vlb_scale, T))
     if SIMPLE:
         value = weighted_square(error, tl.full((1, 1), simple_scale, T), value)
     if loss is not None:
@@ -846,7 +880,7 @@ PARTS = tl.constexpr(8)
 @triton.jit
 def vlb_kernel(
     pred, var_values, x0, given, stream, loss, partial, table, t, form,
-    x0_min: tl.float64, x0_max: tl.float64, vlb_scale: tl.float64, simple_scale: tl.float64,
+    x0_min: tl.float64, x0_max: tl.float64, half_vlb_scale: tl.float64, simple_scale: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr, CLIP: tl.constexpr, SIMPLE: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
@@ -859,12 +893,12 @@ def vlb_kernel(
             sums += vlb_tile(
                 pred, var_values, x0, given, stream, loss, first, table, row, at,
                 which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
-                x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
+                x0_min, x0_max, half_vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
             )  # fmt: skip
     else:
         sums += vlb_tile(
             pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
-            x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, False,
+            x0_min, x0_max, half_vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, False,
         )  # fmt: skip
     if partial is not None:
         store_sums(partial, sums, row, form, BY_ROW)
@@ -873,7 +907,7 @@ def vlb_kernel(
 @triton.jit
 def vlb_backward_tile(
     grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
-    first, table, row, start, mask, form, x0_min, x0_max, vlb_scale, simple_scale,
+    first, table, row, start, mask, form, x0_min, x0_max, vlb_scale, error_scale,
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     SIMPLE: tl.constexpr, DETACH: tl.constexpr, DECODER: tl.constexpr,
 ):  # fmt: skip
@@ -893,7 +927,7 @@ def vlb_backward_tile(
             by_pred = coefficient(first, table, 2)
             total = mul(tl.where(constant, 0.0, by_d), along * by_pred)
         if SIMPLE:
-            total = fma(error, g * tl.full((1, 1), 2.0 * simple_scale, T), total)
+            total = fma(error, g * tl.full((1, 1), error_scale, T), total)
         store(grad_pred, total, row, start, mask, form, VECTOR)
     if grad_values is not None:
         store(grad_values, mul(by_lv, along_values), row, start, mask, form, VECTOR)
@@ -902,7 +936,7 @@ def vlb_backward_tile(
 @triton.jit
 def vlb_backward_kernel(
     grad, pred, var_values, x0, given, stream, grad_pred, grad_values, table, t, form,
-    x0_min: tl.float64, x0_max: tl.float64, vlb_scale: tl.float64, simple_scale: tl.float64,
+    x0_min: tl.float64, x0_max: tl.float64, vlb_scale: tl.float64, error_scale: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr, CLIP: tl.constexpr, SIMPLE: tl.constexpr, DETACH: tl.constexpr,
 ):  # fmt: skip
@@ -914,13 +948,13 @@ def vlb_backward_kernel(
             vlb_backward_tile(
                 grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
                 first, table, row, at, which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
-                x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, DETACH, True,
+                x0_min, x0_max, vlb_scale, error_scale, T, VECTOR, 0, CLIP, SIMPLE, DETACH, True,
             )  # fmt: skip
     else:
         vlb_backward_tile(
             grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
             first, table, row, start, mask, form,
-            x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, DETACH, False,
+            x0_min, x0_max, vlb_scale, error_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, DETACH, False,
         )  # fmt: skip
 
 
@@ -938,7 +972,7 @@ def vlb(
     launch(
         vlb_kernel, tiles.programs, pred.device,
         *map(tiles.operand, (pred, var_values, x0, noise)), stream, tiles.operand(out), partial,
-        *tiles.table(coefficients, t), tiles.form, x0_min, x0_max, vlb_scale, simple_scale,
+        *tiles.table(coefficients, t), tiles.form, x0_min, x0_max, 0.5 * vlb_scale, simple_scale,
         T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
         CLIP=clamps(x0_min, x0_max), SIMPLE=simple_scale != 0.0, BY_ROW=by_sample,
     )  # fmt: skip
@@ -961,7 +995,7 @@ def vlb_backward(
         vlb_backward_kernel, tiles.programs, pred.device,
         *map(tiles.operand, (spread, pred, var_values, x0, noise)), stream,
         *map(tiles.operand, outputs), *tiles.table(coefficients, t), tiles.form,
-        x0_min, x0_max, over(vlb_scale, count), over(simple_scale, count),
+        x0_min, x0_max, over(vlb_scale, count), over(2.0 * simple_scale, count),
         T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
         CLIP=clamps(x0_min, x0_max), SIMPLE=simple_scale != 0.0, DETACH=detach_mean,
     )  # fmt: skip
