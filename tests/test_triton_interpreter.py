@@ -64,6 +64,16 @@ def test_common_layouts_have_columns_of_stride_one():
     assert _form(x.shape, x, draws) == (1, [1, 1])
 
 
+@pytest.mark.parametrize("divisor", [1, 2, 3, 7, 24, 1000, 2**20 + 1, 2**30 + 3, 2**31 - 1])
+def test_division_by_a_factor_and_a_shift(divisor):
+    factor, shift = launch._reciprocal(divisor)
+    assert factor < 2**32
+    largest = (2**31 - 1) // divisor * divisor
+    for n in (0, 1, divisor - 1, divisor, 2 * divisor - 1, largest - 1, largest, 2**31 - 1):
+        if 0 <= n < 2**31:
+            assert (n * factor >> 31) >> shift == n // divisor
+
+
 def test_any_number_of_dimensions():
     from genkern._triton import vae
 

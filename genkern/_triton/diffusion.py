@@ -22,15 +22,18 @@ from genkern._triton.launch import (
     varies,
 )
 from genkern._triton.math import (
+    at_most,
     clamp,
     clamp_gradient,
     divide,
     erfcx,
     exp,
+    exp_finite,
     exp_saturated,
     expm1,
+    largest_exponent,
 )
-from genkern._triton.ptx import fma, mul, sub
+from genkern._triton.ptx import add, fma, mul, sub
 from genkern._triton.reduce import (
     divisor,
     new_gradients,
@@ -52,8 +55,10 @@ from genkern._triton.tile import (
     load_sample,
     noise_or_load,
     store,
+    this_program,
     this_tile,
     which_exist,
+    which_rows_exist,
 )
 
 _TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
@@ -73,26 +78,71 @@ def weighted_square(difference, weight, offset):
 
 
 @triton.jit
-def step_kl(d, mean_x0, true_lv, lv, HALF: tl.constexpr):
-    """KL(N(x, e^true_lv) || N(x + mean_x0 d, e^lv)), and its derivatives by d and lv."""
-    r = sub(true_lv, lv)
-    value, g = expm1(r, exp(r, HALF))
-    # In two steps, by e^(-lv/4) kept finite: 0 times infinity would make a NaN.
-    q = exp_saturated(lv, HALF, -0.25)
-    s = mul(mul(mul(d, mean_x0), q), q)
-    by_d = mul(mul(mul(s, mean_x0), q), q)
-    return mul(fma(s, s, g), 0.5), by_d, mul(fma(s, s, value), -0.5)
+def step_kl(d, mean_x0, true_lv, half_r, HALF: tl.constexpr):
+    """KL(N(x, e^true_lv) || N(x + mean_x0 d, e^lv)), half_r = (true_lv - lv) / 2.
+
+    Twice its value, its derivative by d, and -2 times that by lv.
+    """
+    # e^(-lv/2) = e^half_r e^(-true_lv/2), the latter of a whole sample. Both are kept finite, and
+    # their product: 0 times infinity would make a NaN.
+    most: tl.constexpr = largest_exponent(d)
+    half_true = true_lv * 0.5
+    half_r = at_most(half_r, at_most(half_true + most, most))
+    root = exp_finite(half_r, HALF)
+    value, g = expm1(add(half_r, half_r), fma(root, root, -1.0))
+    inverse = mul(root, mean_x0 * exp_finite(at_most(-half_true, most), HALF))
+    s = mul(d, inverse)
+    return fma(s, s, g), mul(s, inverse), fma(s, s, value)
 
 
 HALF_BIN = tl.constexpr(1.0 / 255.0)
 LAST_BIN = tl.constexpr(0.999)
 ROOT_HALF = tl.constexpr(0.70710678118654752440)
 ROOT_2_PI = tl.constexpr(2.50662827463100050242)
-NARROW = tl.constexpr(0.02)
+NARROW = tl.constexpr(0.25)
 
 
 @triton.jit
-def decoder_nll(d, x0, lv):
+def narrow_bin(w, s, DOUBLE: tl.constexpr):
+    """S and its derivatives, by s over w and by w times w, for a bin that is narrow.
+
+    Its probability is w, its width in deviations, times the density at its centre, s of them from
+    the mean, times S, an integrated Taylor series: of it what is left out is below 1e-16 if DOUBLE,
+    else 1e-10, for registers.
+    """
+    # w^n He_n(s), by He_n+1(s) = s He_n(s) - n He_n-1(s); He_n' = n He_n-1.
+    u = w * w
+    h1 = w * s
+    h2 = h1 * h1 - u
+    total = h2 * (1.0 / 24.0) + 1.0
+    by_s = h1 * (1.0 / 12.0)
+    by_w = h2 * (1.0 / 12.0)
+    h3 = h1 * h2 - (u * 2.0) * h1
+    h4 = h1 * h3 - (u * 3.0) * h2
+    total += h4 * (1.0 / 1920.0)
+    by_s += h3 * (1.0 / 480.0)
+    by_w += h4 * (1.0 / 480.0)
+    h5 = h1 * h4 - (u * 4.0) * h3
+    h6 = h1 * h5 - (u * 5.0) * h4
+    total += h6 * (1.0 / 322560.0)
+    by_s += h5 * (1.0 / 53760.0)
+    by_w += h6 * (1.0 / 53760.0)
+    if DOUBLE:
+        h7 = h1 * h6 - (u * 6.0) * h5
+        h8 = h1 * h7 - (u * 7.0) * h6
+        total += h8 * (1.0 / 92897280.0)
+        by_s += h7 * (1.0 / 11612160.0)
+        by_w += h8 * (1.0 / 11612160.0)
+        h9 = h1 * h8 - (u * 8.0) * h7
+        h10 = h1 * h9 - (u * 9.0) * h8
+        total += h10 * (1.0 / 40874803200.0)
+        by_s += h9 * (1.0 / 4087480320.0)
+        by_w += h10 * (1.0 / 4087480320.0)
+    return total, by_s, by_w
+
+
+@triton.jit
+def decoder_nll(d, x0, lv, DOUBLE: tl.constexpr):
     """-log of what the discretised N(x0 - d, e^lv) gives to x0's bin, and its derivatives by d, lv.
 
     In float64: the difference of two tails loses digits.
@@ -118,27 +168,22 @@ def decoder_nll(d, x0, lv):
     tail_far = erfcx(b * ROOT_HALF) * far
     p = tl.where(around, 1.0 - (tail_near + tail_far) * 0.5, (tail_near - tail_far) * 0.5)
     value = tl.where(around, 0.0, -exponent)
-    # A closed bin that is narrow against the bell: its probability is w times the density at its
-    # centre times p / 1920, an integrated Taylor series.
+    # A closed bin that is narrow against the bell.
     w = inverse * (2.0 * HALF_BIN)
     s = c * inverse
-    u = w * w
-    v = u * (s * s)
-    narrow = ((below | above) == 0) & (u < NARROW * NARROW) & (v < NARROW * NARROW)
-    second = (v - u) * 40.0
-    both = tl.fma(v, v, u * (u * 3.0 - v * 6.0)) + second
-    p = tl.where(narrow, (second + 1920.0) + both, p)
+    narrow = ((below | above) == 0) & (w < NARROW) & (w * s < NARROW)
+    w = tl.where(narrow, w, 0.0)
+    s = tl.where(narrow, s, 0.0)
+    total, by_s, by_w = narrow_bin(w, s, DOUBLE)
+    p = tl.where(narrow, total, p)
+    # log w with lv itself: w underflows. The number is 1/2 log 2 pi - log(2 / 255).
+    value = tl.where(narrow, tl.fma(s * s + lv, 0.5, 5.7670548978031536), value) - tl.log(p)
+    # The derivatives, times p, less s and 1 - s^2 of a narrow bin.
+    along_c = tl.where(narrow, -w * by_s, (near - far) * (1.0 / ROOT_2_PI))
+    along_lv = tl.where(narrow, (w * s) * by_s + by_w, (b * far - a * near) * (1.0 / ROOT_2_PI))
     over_p = 1.0 / p
-    # log w with lv itself: w underflows. The number is 1/2 log 2 pi - log(2 / 255) + log 1920.
-    value = tl.where(narrow, tl.fma(s * s + lv, 0.5, 13.327135362824981), value) - tl.log(p)
-    # The series' derivatives, over s and times w; else by the densities at the ends.
-    slope_s = (u * 4.0) * (v - u * 3.0 + 40.0) * over_p - 1.0
-    slope_w = (both * 4.0) * over_p + 1.0
-    over_p *= 1.0 / ROOT_2_PI
-    near *= over_p
-    far *= over_p
-    along_c = tl.where(narrow, -s * slope_s, near - far) * inverse
-    along_lv = tl.where(narrow, tl.fma(s * s, slope_s, slope_w), b * far - a * near) * 0.5
+    along_c = (s + along_c * over_p) * inverse
+    along_lv = (tl.where(narrow, 1.0 - s * s, 0.0) + along_lv * over_p) * 0.5
     return value, tl.where(mirrored, -along_c, along_c), along_lv
 
 
@@ -518,9 +563,7 @@ def store_moments(partial, x, count, row, mask, form):
     # The mean is rounded: its error shows in the sum of the deviations.
     error = tl.sum(rest, axis=1) / count
     squares = tl.sum(rest * rest, axis=1) - count * error * error
-    exists = row >= 0
-    if form.rows is not None:
-        exists = row < form.rows
+    exists = which_rows_exist(row, form)
     tl.store(partial, mean.to(tl.float64) + error, mask=exists)
     tl.store(partial + 1, squares, mask=exists)
 
@@ -533,8 +576,11 @@ def moments_kernel(
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     x = load(pred, row, start, mask, form, T, VECTOR)
     base = load(uncond, row, start, mask, form, T, VECTOR)
-    count = tl.minimum(form.columns * VECTOR - start, COLUMNS).to(T)
-    to = partial + (row * form.column_tiles + tl.program_id(0) % form.column_tiles) * 4
+    count = COLUMNS
+    if form.columns is not None:
+        count = tl.minimum(form.columns * VECTOR - start, COLUMNS).to(T)
+    _, column_tile = this_program(form)
+    to = partial + (row * form.column_tiles + column_tile) * 4
     store_moments(to, x, count, row, mask, form)
     mixed = guide(x, base, tl.full((1, 1), guidance_scale, T))
     store_moments(to + 2, mixed, count, row, mask, form)
@@ -589,7 +635,7 @@ def guidance_factor(
     )  # fmt: skip
     launch(
         guidance_factor_kernel, out.numel(), pred.device,
-        partial, out, parts, tiles.column_tiles, tiles.form.columns * tiles.meta["VECTOR"],
+        partial, out, parts, tiles.column_tiles, tiles.columns,
         tiles.rows // samples, guidance_rescale,
         COLUMNS=tiles.meta["COLUMNS"], LANES=256,
     )  # fmt: skip
@@ -765,39 +811,46 @@ def vlb_parts(
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     DECODER: tl.constexpr,
 ):  # fmt: skip
-    """pred - eps; L and its derivatives by d and the log-variance; that of d by pred."""
+    """pred - eps; of `step_kl` or the decoder; and where L does not depend on pred."""
     m = load(pred, row, start, mask, form, T, VECTOR)
     x = load(x0, row, start, mask, form, T, VECTOR)
     eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
     d = fma(eps, coefficient(first, table, 1), mul(x, coefficient(first, table, 0)))
     by_pred = coefficient(first, table, 2)
     d = fma(m, by_pred, d)
+    constant = by_pred == 0.0
     if CLIP:
-        lo = tl.full((1, 1), x0_min, T)
-        hi = tl.full((1, 1), x0_max, T)
         hat = sub(x, d)
-        d = sub(x, clamp(hat, lo, hi))
-        by_pred = clamp_gradient(hat, by_pred, lo, hi)
+        clipped = clamp(hat, tl.full((1, 1), x0_min, T), tl.full((1, 1), x0_max, T))
+        d = sub(x, clipped)
+        # By one comparison: with a `by_pred` of 0 it is with infinity. A NaN counts as inside.
+        other = add(clipped, tl.where(constant, float("inf"), 0.0))
+        constant = (hat < other) | (hat > other)
+    true_lv = coefficient(first, table, 4)
     lv = coefficient(first, table, 5)
+    half_r = (true_lv - lv) * 0.5
     if var_values is not None:
         values = load(var_values, row, start, mask, form, T, VECTOR)
-        lv = fma(values, coefficient(first, table, 6), lv)
+        scale = coefficient(first, table, 6)
+        half_r = fma(values, scale * -0.5, half_r)
+        if DECODER:
+            lv = fma(values, scale, lv)
     value, by_d, by_lv = step_kl(
-        d, coefficient(first, table, 3), coefficient(first, table, 4), lv, is_half(pred.tensor)
+        d, coefficient(first, table, 3), true_lv, half_r, is_half(pred.tensor)
     )
     if DECODER:
         last = coefficient(first, table, 7) > 0.5
-        nll = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64))
-        value = tl.where(last, nll[0].to(T), value)
+        nll = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64), T == tl.float64)
+        value = tl.where(last, (nll[0] * 2.0).to(T), value)
         by_d = tl.where(last, nll[1].to(T), by_d)
-        by_lv = tl.where(last, nll[2].to(T), by_lv)
-    return sub(m, eps), value, by_d, by_lv, by_pred
+        by_lv = tl.where(last, (nll[2] * -2.0).to(T), by_lv)
+    return sub(m, eps), value, by_d, by_lv, constant
 
 
 @triton.jit
 def vlb_tile(
     pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
-    x0_min, x0_max, vlb_scale, simple_scale,
+    x0_min, x0_max, half_vlb_scale, simple_scale,
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     SIMPLE: tl.constexpr, DECODER: tl.constexpr,
 ):  # fmt: skip
@@ -806,7 +859,7 @@ def vlb_tile(
         pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
         T, VECTOR, BLOCKS, CLIP, DECODER,
     )  # fmt: skip
-    value = mul(value, tl.full((1, 1), vlb_scale, T))
+    value = mul(value, tl.full((1, 1), half_vlb_scale, T))
     if SIMPLE:
         value = weighted_square(error, tl.full((1, 1), simple_scale, T), value)
     if loss is not None:
@@ -827,7 +880,7 @@ PARTS = tl.constexpr(8)
 @triton.jit
 def vlb_kernel(
     pred, var_values, x0, given, stream, loss, partial, table, t, form,
-    x0_min: tl.float64, x0_max: tl.float64, vlb_scale: tl.float64, simple_scale: tl.float64,
+    x0_min: tl.float64, x0_max: tl.float64, half_vlb_scale: tl.float64, simple_scale: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr, CLIP: tl.constexpr, SIMPLE: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
@@ -840,12 +893,12 @@ def vlb_kernel(
             sums += vlb_tile(
                 pred, var_values, x0, given, stream, loss, first, table, row, at,
                 which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
-                x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
+                x0_min, x0_max, half_vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
             )  # fmt: skip
     else:
         sums += vlb_tile(
             pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
-            x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, False,
+            x0_min, x0_max, half_vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, False,
         )  # fmt: skip
     if partial is not None:
         store_sums(partial, sums, row, form, BY_ROW)
@@ -854,33 +907,36 @@ def vlb_kernel(
 @triton.jit
 def vlb_backward_tile(
     grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
-    first, table, row, start, mask, form, x0_min, x0_max, vlb_scale, simple_scale,
+    first, table, row, start, mask, form, x0_min, x0_max, vlb_scale, error_scale,
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     SIMPLE: tl.constexpr, DETACH: tl.constexpr, DECODER: tl.constexpr,
 ):  # fmt: skip
-    error, _, by_d, by_lv, by_pred = vlb_parts(
+    error, _, by_d, by_lv, constant = vlb_parts(
         pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
         T, VECTOR, BLOCKS, CLIP, DECODER,
     )  # fmt: skip
     g = load(grad, row, start, mask, form, T, VECTOR)
     along = mul(g, tl.full((1, 1), vlb_scale, T))
+    # All before anything is stored: after that the coefficients would be read again.
+    along_values = along * (coefficient(first, table, 6) * -0.5)
     if grad_pred is not None:
-        total = tl.zeros(mask.shape, T)
-        if not DETACH:
+        if DETACH:
+            total = tl.zeros(mask.shape, T)
+        else:
             # An infinite derivative times 0 would be a NaN.
-            total += tl.where(by_pred == 0.0, 0.0, mul(mul(by_d, along), by_pred))
+            by_pred = coefficient(first, table, 2)
+            total = mul(tl.where(constant, 0.0, by_d), along * by_pred)
         if SIMPLE:
-            total = fma(error + error, g * tl.full((1, 1), simple_scale, T), total)
+            total = fma(error, g * tl.full((1, 1), error_scale, T), total)
         store(grad_pred, total, row, start, mask, form, VECTOR)
     if grad_values is not None:
-        by_values = mul(by_lv, along * coefficient(first, table, 6))
-        store(grad_values, by_values, row, start, mask, form, VECTOR)
+        store(grad_values, mul(by_lv, along_values), row, start, mask, form, VECTOR)
 
 
 @triton.jit
 def vlb_backward_kernel(
     grad, pred, var_values, x0, given, stream, grad_pred, grad_values, table, t, form,
-    x0_min: tl.float64, x0_max: tl.float64, vlb_scale: tl.float64, simple_scale: tl.float64,
+    x0_min: tl.float64, x0_max: tl.float64, vlb_scale: tl.float64, error_scale: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr, CLIP: tl.constexpr, SIMPLE: tl.constexpr, DETACH: tl.constexpr,
 ):  # fmt: skip
@@ -892,13 +948,13 @@ def vlb_backward_kernel(
             vlb_backward_tile(
                 grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
                 first, table, row, at, which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
-                x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, DETACH, True,
+                x0_min, x0_max, vlb_scale, error_scale, T, VECTOR, 0, CLIP, SIMPLE, DETACH, True,
             )  # fmt: skip
     else:
         vlb_backward_tile(
             grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
             first, table, row, start, mask, form,
-            x0_min, x0_max, vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, DETACH, False,
+            x0_min, x0_max, vlb_scale, error_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, DETACH, False,
         )  # fmt: skip
 
 
@@ -916,7 +972,7 @@ def vlb(
     launch(
         vlb_kernel, tiles.programs, pred.device,
         *map(tiles.operand, (pred, var_values, x0, noise)), stream, tiles.operand(out), partial,
-        *tiles.table(coefficients, t), tiles.form, x0_min, x0_max, vlb_scale, simple_scale,
+        *tiles.table(coefficients, t), tiles.form, x0_min, x0_max, 0.5 * vlb_scale, simple_scale,
         T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
         CLIP=clamps(x0_min, x0_max), SIMPLE=simple_scale != 0.0, BY_ROW=by_sample,
     )  # fmt: skip
@@ -939,7 +995,7 @@ def vlb_backward(
         vlb_backward_kernel, tiles.programs, pred.device,
         *map(tiles.operand, (spread, pred, var_values, x0, noise)), stream,
         *map(tiles.operand, outputs), *tiles.table(coefficients, t), tiles.form,
-        x0_min, x0_max, over(vlb_scale, count), over(simple_scale, count),
+        x0_min, x0_max, over(vlb_scale, count), over(2.0 * simple_scale, count),
         T=arithmetic(pred), **tiles.meta, BLOCKS=blocks_together(stream, pred.dtype),
         CLIP=clamps(x0_min, x0_max), SIMPLE=simple_scale != 0.0, DETACH=detach_mean,
     )  # fmt: skip

@@ -57,14 +57,17 @@ class Form(NamedTuple):
 
     Attributes:
         rows: Number of rows; None for one.
-        columns: Number of columns, in units of the constant VECTOR.
+        columns: Number of columns, in units of the constant VECTOR; None if tiles end with them.
         column_tiles: Number of tiles in a row.
+        reciprocal, shift: To divide by `column_tiles`: see `_reciprocal`.
         sizes: Sizes of the dimensions that make up the rows but the outermost, inner ones first.
     """
 
     rows: int | None
-    columns: int
+    columns: int | None
     column_tiles: int
+    reciprocal: int
+    shift: int
     sizes: tuple[int, ...]
 
 
@@ -143,6 +146,7 @@ class Tiles:
         form: What kernels need to know.
         programs: How many programs cover the form.
         rows: Number of rows.
+        columns: Number of columns.
         meta: The kernels' constants.
     """
 
@@ -166,7 +170,7 @@ class Tiles:
         self._columns, *self._outer = self._coalesce(order, strides)
 
         self.tile = TILE // 2 if any(t.dtype == torch.float64 for t in present) else TILE
-        columns = self._size(self._columns)
+        columns = self.columns = self._size(self._columns)
         outer = [self._size(group) for group in self._outer]
         self.rows = math.prod(outer)
         tile_columns = max(8, min(self.tile, _next_power_of_2(columns)))
@@ -177,8 +181,9 @@ class Tiles:
         vector = math.gcd(16, columns, *(n for s in strides for n in self._row_strides(s)))
         self.form = Form(
             self.rows if self.rows > 1 else None,
-            columns // vector,
+            columns // vector if columns % self.tile else None,
             self.column_tiles,
+            *_reciprocal(max(self.column_tiles, 1)),
             tuple(outer[:-1]),
         )
         self.meta = {"ROWS": tile_rows, "COLUMNS": tile_columns, "VECTOR": vector}
@@ -262,6 +267,15 @@ class Tiles:
             else:
                 groups.append([d])
         return groups
+
+
+def _reciprocal(divisor: int) -> tuple[int, int]:
+    """A 32-bit factor and a shift: (n * factor >> 31) >> shift is n // divisor for n < 2^31.
+
+    Granlund and Montgomery, PLDI 1994. A division takes 20 instructions.
+    """
+    shift = (divisor - 1).bit_length()
+    return -(-(1 << 31 + shift) // divisor), shift
 
 
 def _next_power_of_2(n: int) -> int:

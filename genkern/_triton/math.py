@@ -48,26 +48,31 @@ def divide(x, y):
 
 
 @triton.jit
-def exp_single(x, OWN: tl.constexpr):
-    """e^x in float32, with overflow to infinity and NaN kept; below 2^-125 it is 0.
+def exp_single(x):
+    """e^x in float32 for -1000 <= x <= 88.72284, where it is infinite; below 2^-126 it is 0.
 
-    OWN: within 1.5 ulp, by a polynomial. Else as precise as the hardware's 2^r, like CUDA's expf.
+    As precise as the hardware's 2^y, like CUDA's expf: the rounding error of y = x log2 e is made
+    good.
     """
-    # Beyond these bounds the result is 0 or infinite; they keep n in [-126, 128].
-    x = clamp(x, -87.5, 89.0)
-    # n = round(x log2 e), with 126 added.
+    y = mul(x, LOG2_E)
+    rest = fma(y, 1.9046542121259336e-09, fma(y, -0.6931471824645996, x))
+    e = tl.exp2(y)
+    return fma(e, rest, e)
+
+
+@triton.jit
+def exp_polynomial(x):
+    """e^x in float32 within 1.5 ulp for x <= 88, with NaN kept; below 2^-125 it is 0."""
+    x = at_least(x, -87.5)
+    # n = round(x log2 e), with 126 added; with the bound it is at least -126.
     shifted = fma(x, 1.4426950216293335, 12583038.0)
     minus_n = sub(12583038.0, shifted)
-    if OWN:
-        r = fma(minus_n, 1.428606765330187e-06, fma(minus_n, 0.693145751953125, x))
-        p = fma(r, 0.001381459878757596, 0.008368716575205326)
-        p = fma(p, r, 0.04166838899254799)
-        p = fma(p, r, 0.1666652113199234)
-        p = fma(p, r, 0.4999999403953552)
-        p = add(fma(mul(p, r), r, r), 1.0)
-    else:
-        r = fma(x, 1.925963033500011e-08, fma(x, 1.4426950216293335, minus_n))
-        p = tl.exp2(r)
+    r = fma(minus_n, 1.428606765330187e-06, fma(minus_n, 0.693145751953125, x))
+    p = fma(r, 0.001381459878757596, 0.008368716575205326)
+    p = fma(p, r, 0.04166838899254799)
+    p = fma(p, r, 0.1666652113199234)
+    p = fma(p, r, 0.4999999403953552)
+    p = add(fma(mul(p, r), r, r), 1.0)
     # By 2 and 2^(n-1): shifted left, all that stays of `shifted` is n + 126.
     scale = (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
     return mul(add(p, p), scale)
@@ -81,7 +86,22 @@ def exp(x, HALF: tl.constexpr, FACTOR: tl.constexpr = 1.0):
     elif x.dtype == tl.float64:
         return tl.exp(x * FACTOR)
     else:
-        return exp_single(x * FACTOR, False)
+        return exp_single(clamp(x * FACTOR, -1000.0, 88.72283935546875))
+
+
+@triton.constexpr_function
+def largest_exponent(x):
+    """Largest number whose exponential is finite in the type of x."""
+    return 709.0 if x.dtype == tl.float64 else 88.0
+
+
+@triton.jit
+def exp_finite(x, HALF: tl.constexpr):
+    """As `exp`, of what is bounded by `largest_exponent`."""
+    if HALF or x.dtype == tl.float64:
+        return exp(x, HALF)
+    else:
+        return exp_single(at_least(x, -1000.0))
 
 
 @triton.jit
@@ -96,12 +116,15 @@ def exp_saturated(x, HALF: tl.constexpr, FACTOR: tl.constexpr):
     elif x.dtype == tl.float64:
         return tl.exp(at_most(x * FACTOR, 709.0))
     else:
-        return exp_single(at_most(x * FACTOR, 88.0), True)
+        return exp_polynomial(at_most(x * FACTOR, 88.0))
 
 
 @triton.jit
-def expm1(x, e):
-    """e^x - 1, and e^x - 1 - x, which cancels near 0, hence the series; given e = e^x."""
+def expm1(x, far):
+    """e^x - 1, and e^x - 1 - x, which cancel near 0, hence the series; `far`: e^x less 1.
+
+    x is bounded where e^x is infinite: infinity minus infinity would be a NaN.
+    """
     if x.dtype == tl.float64:
         p = tl.fma(x, 1.0 / 1307674368000.0, 1.0 / 87178291200.0)
         p = tl.fma(p, x, 1.0 / 6227020800.0)
@@ -122,11 +145,10 @@ def expm1(x, e):
         p = fma(p, x, 0.04166579619050026)
         p = fma(p, x, 0.1666666567325592)
         p = fma(p, x, 0.5)
-    near = tl.abs(x) < 0.5
-    series, far = mul(mul(x, x), p), sub(e, 1.0)
-    # e^88 absorbs 88 in either precision: the bound only keeps infinity minus infinity away.
-    far_minus_x = sub(far, at_most(x, 88.0))
-    return tl.where(near, add(x, series), far), tl.where(near, series, far_minus_x)
+    square = mul(x, x)
+    near = square < 0.25
+    series = mul(square, p)
+    return tl.where(near, add(x, series), far), tl.where(near, series, sub(far, x))
 
 
 @triton.jit

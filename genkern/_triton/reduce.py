@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genkern._triton.launch import BATCHMEAN, MEAN, NONE, SAMPLE, TILE, Tiles, launch
+from genkern._triton.tile import this_program, which_rows_exist
 
 
 @triton.jit
@@ -25,15 +26,12 @@ def row_sums(value, mask):
 
 @triton.jit
 def store_sums(partial, sums, row, form, BY_ROW: tl.constexpr):
-    program = tl.program_id(0)
     if BY_ROW:
-        pointers = partial + row * form.column_tiles + program % form.column_tiles
-        exists = row >= 0
-        if form.rows is not None:
-            exists = row < form.rows
-        tl.store(pointers, sums, mask=exists)
+        _, column_tile = this_program(form)
+        pointers = partial + row * form.column_tiles + column_tile
+        tl.store(pointers, sums, mask=which_rows_exist(row, form))
     else:
-        tl.store(partial + program, tl.sum(sums, axis=0))
+        tl.store(partial + tl.program_id(0), tl.sum(sums, axis=0))
 
 
 @triton.jit

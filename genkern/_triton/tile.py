@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from genkern._triton.normal import noise_tile
+from genkern._triton.ptx import wide_product
 
 
 def arithmetic(tensor: Tensor) -> tl.dtype:
@@ -24,54 +25,94 @@ def is_half(pointer):
 
 
 @triton.jit
+def this_program(form):
+    """Which of the rows' tiles is this program's, and which of the columns'."""
+    program = tl.program_id(0)
+    twice = (program << 1).to(tl.uint32)
+    high = tl.umulhi(twice, tl.cast(form.reciprocal, tl.uint32))
+    row_tile = (high >> tl.cast(form.shift, tl.uint32)).to(tl.int32)
+    return row_tile, program - row_tile * form.column_tiles
+
+
+@triton.jit
 def this_tile(form, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
     """This program's rows, its first column, and which of its elements exist."""
-    program = tl.program_id(0)
     if form.rows is None:
         row = tl.zeros((ROWS,), tl.int64)
-        start = program.to(tl.int64) * COLUMNS
+        start = tl.program_id(0).to(tl.int64) * COLUMNS
     else:
-        row = (program // form.column_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        start = (program % form.column_tiles).to(tl.int64) * COLUMNS
+        row_tile, column_tile = this_program(form)
+        row = row_tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        start = column_tile.to(tl.int64) * COLUMNS
     return row, start, which_exist(row, start, form, COLUMNS, VECTOR)
 
 
 @triton.jit
 def which_exist(row, start, form, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
     """Of the elements of COLUMNS columns from `start`; (1, COLUMNS) if there is one row."""
-    mask = start + tl.arange(0, COLUMNS)[None, :] < form.columns * VECTOR
-    if form.rows is None:
-        return mask
+    if form.columns is None:
+        mask = tl.full((1, COLUMNS), True, tl.int1)
     else:
-        return mask & (row < form.rows)[:, None]
+        mask = start + tl.arange(0, COLUMNS)[None, :] < form.columns * VECTOR
+    if row.shape[0] > 1:
+        mask &= which_rows_exist(row, form)[:, None]
+    return mask
 
 
 @triton.jit
-def row_offset(strides, row, form, VECTOR: tl.constexpr):
-    """Where each row starts, (ROWS, 1); for a row that does not exist, where the last one does."""
+def which_rows_exist(row, form):
+    # Only a tile of several can reach beyond the last.
+    return row < form.rows if row.shape[0] > 1 else row >= 0
+
+
+@triton.constexpr_function
+def has_32_bits(stride):
+    return stride.dtype == tl.int32 if isinstance(stride, tl.tensor) else stride < 1 << 31
+
+
+@triton.jit
+def scaled(index, stride):
+    """index * stride, for an index of 32 bits."""
+    if has_32_bits(stride):
+        # One instruction; LLVM does not see through its blocks what has 32 bits.
+        return wide_product(index.to(tl.uint32), tl.cast(stride, tl.uint32)).to(tl.int64)
+    else:
+        return index * stride
+
+
+@triton.jit
+def row_offset(strides, row, form):
+    """Where each row starts; for a row that does not exist, where the last one does."""
     rest = row
-    if form.rows is not None:
+    if row.shape[0] > 1:
         rest = tl.minimum(row, form.rows - 1)
     offset = tl.zeros_like(row)
     for i in tl.static_range(len(form.sizes)):
         offset += rest % form.sizes[i] * strides[i]
         rest = rest // form.sizes[i]
-    offset += rest * strides[len(form.sizes)]
-    return tl.multiple_of(offset, VECTOR)[:, None]
+    if row.shape[0] > 1:
+        offset += rest * strides[len(form.sizes)]
+    elif form.rows is not None:
+        offset += scaled(rest, strides[len(form.sizes)])
+    return offset
 
 
 @triton.jit
 def address(x, row, start, mask, form, draw, VECTOR: tl.constexpr):
     """Pointers to the tile; (ROWS, 1) if the operand is the same in all columns."""
-    first = x.tensor + row_offset(x.outer, row, form, VECTOR)
+    offset = row_offset(x.outer, row, form)
+    if len(x.inner) > 0:
+        # `start` is a multiple of the number of columns, a power of two as VECTOR is.
+        offset += start * x.inner[0]
+        offset = tl.multiple_of(offset, VECTOR if VECTOR < mask.shape[1] else mask.shape[1])
     if len(x.draw) > 0:
-        first += tl.cast(draw, tl.int64) * x.draw[0]
+        offset += tl.cast(draw, tl.int64) * x.draw[0]
     if len(x.inner) == 0:
-        return first
+        return (x.tensor + offset)[:, None]
     else:
         # Last what differs from thread to thread, with few bits.
         column = tl.arange(0, mask.shape[1]).to(tl.int64)[None, :]
-        return first + start * x.inner[0] + column * x.inner[0]
+        return (x.tensor + offset)[:, None] + column * x.inner[0]
 
 
 @triton.jit
@@ -104,7 +145,7 @@ def sample_pointers(x, row, form):
     if len(x.outer) == 0:
         return x.tensor + tl.zeros((1, 1), tl.int64)
     else:
-        return x.tensor + row_offset(x.outer, row, form, 1)
+        return (x.tensor + row_offset(x.outer, row, form))[:, None]
 
 
 @triton.jit
@@ -121,7 +162,9 @@ def coefficients(table, t, row, form):
     else:
         index = load_sample(t, row, form)
         tl.device_assert((index >= 0) & (index < table.rows), "t is not in the table")
-        return first + tl.minimum(tl.maximum(index, 0), table.rows - 1) * table.row
+        # Without its sign a negative number is a large one: what is left has 32 bits.
+        row = tl.minimum(index.to(tl.uint64, bitcast=True), table.rows - 1)
+        return first + scaled(tl.where(index < 0, 0, row), table.row)
 
 
 @triton.jit
@@ -137,8 +180,8 @@ def noise(
     """The tile's noise from a key, at each element's index in its stream."""
     key = stream.key
     if len(stream.per_sample) > 0:
-        key += row_offset(stream.per_sample, row, form, 1)
-    index = row_offset(stream.position, row, form, 1) + start
+        key += row_offset(stream.per_sample, row, form)[:, None]
+    index = row_offset(stream.position, row, form)[:, None] + start
     if len(stream.draw) > 0:
         index += tl.cast(draw, tl.int64) * stream.draw[0]
     return noise_tile(tl.load(key), tl.load(key + stream.word), index, COLUMNS, T, BLOCKS, NORMAL)

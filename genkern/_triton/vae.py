@@ -11,6 +11,7 @@ from torch import Tensor
 from genkern._triton.launch import NONE, SAMPLE, Tiles, blocks_together, clamps, launch
 from genkern._triton.math import (
     at_least,
+    at_most,
     clamp,
     clamp_gradient,
     divide,
@@ -19,6 +20,7 @@ from genkern._triton.math import (
     expm1,
     log1p_exp,
 )
+from genkern._triton.ptx import fma, sub
 from genkern._triton.reduce import (
     divisor,
     new_gradient,
@@ -46,7 +48,8 @@ def reparameterise(mu, sigma, eps):
 @triton.jit
 def kl_standard(mu, l, sigma):
     """The KL against N(0, 1), and its derivatives by mu, logvar and prior_logvar."""
-    value, g = expm1(l, sigma * sigma)
+    # e^88 absorbs 88 in either precision.
+    value, g = expm1(at_most(l, 88.0), fma(sigma, sigma, -1.0))
     derivative = value * 0.5
     return tl.fma(mu, mu, g) * 0.5, mu, derivative, -tl.fma(mu * 0.5, mu, derivative)
 
@@ -55,7 +58,7 @@ def kl_standard(mu, l, sigma):
 def kl_prior(mu, l, m2, lv2, HALF: tl.constexpr):
     """The KL against N(m2, e^lv2), and its derivatives by mu, logvar and prior_logvar."""
     d = l - lv2
-    value, g = expm1(d, exp(d, HALF))
+    value, g = expm1(at_most(d, 88.0), sub(exp(d, HALF), 1.0))
     # In two steps, by e^(-lv2/4) kept finite: 0 times infinity would make a NaN.
     q = exp_saturated(lv2, HALF, -0.25)
     s = ((mu - m2) * q) * q
