@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942", "gfx950")
 NVIDIA = TARGETS[:3]
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float64": 8}
-THREADS = 128  # of a program: genkern/_triton/launch.py
+# Threads of a program, and tiles that it sums up at most: genkern/_triton/launch.py.
+THREADS, TURNS = 128, 8
 
 # Cases: tensors read and written whole, by operator and layout. The names say what is drawn.
 CASES = {
@@ -81,6 +82,8 @@ EXPLICIT = (
 )  # fmt: skip
 # What reads the tensors in a loop, of which a turn is counted.
 LOOPS = ("count_digits_kernel",)
+# What sums up as many tiles as `TURNS` in a loop: all of its turns are counted, and what is once.
+SUMS = ("noise_loss_kernel",)
 # What runs after the kernel that reads the tensors: a few numbers.
 SECOND = ("sum_rows_kernel", "guidance_factor_kernel", "select_digit_kernel", "solve_kernel")
 _ARITHMETIC = r"\b(?:fma|mul|add|sub|div|sqrt|rsqrt|rcp|ex2|lg2|sin|cos)\.[\w.]*f(?:32|64)(?:x2)?\b"
@@ -231,13 +234,18 @@ def _describe_nvidia(kernel: Any, first: bool) -> dict[str, Any]:
     else:
         # All tensors, all mathematics and the end of a sum, and what is least of the rest.
         instructions, once = code.way(sass.WIDE, "MUFU|SHFL"), 0
+    pipes: dict[str, float] = dict(Counter(map(sass.pipe, instructions)))
+    if kernel.name in SUMS:
+        turn, once = code.loop()
+        each = Counter(map(sass.pipe, turn))
+        pipes = {name: each[name] + (n - each[name]) / TURNS for name, n in pipes.items()}
     return {
         "registers": resources.registers,
         "spills": resources.stack + resources.local + code.count(r"LDL|STL"),
         "shared": kernel.metadata.shared,
         "loads": sass.widths(instructions, "LDG"),
         "stores": sass.widths(instructions, "STG"),
-        "pipes": dict(Counter(map(sass.pipe, instructions))),
+        "pipes": pipes,
         "once": once,
         "instructions": instructions if kernel.name == "noise_kernel" else [],
         "arithmetic": Counter(re.findall(_ARITHMETIC, kernel.asm["ptx"])),

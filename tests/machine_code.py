@@ -42,7 +42,8 @@ def square_roots(instructions: list[str]) -> list[tuple[object, ...]]:
         name, _, rest = re.sub(r"^@!?U?P\d\s+", "", instruction).partition(" ")
         target, *sources = (part.strip() for part in rest.split(","))
         a = [operand(s) for s in sources]
-        operation = name.removesuffix(".FTZ")  # no operand here is subnormal
+        # No operand here is subnormal, and no result above 1 or, but for 0's, NaN.
+        operation = name.removesuffix(".FTZ").removesuffix(".SAT")
         if operation == "MUFU.RSQ":
             value: object = ("rsq", a[0])
         elif operation == "FMNMX" and a[1:] == ["9.22337203685477580800e+18", "PT"]:

@@ -69,7 +69,8 @@ def test_noise_is_made_of_exact_operations(compiled):
             # With a rounding mode in its name, no instruction is contracted or flushes to zero.
             kind = "f32x2" if target == "sm_100" else "f32"
             single = {x for x in k["arithmetic"] if x.endswith(("f32", "f32x2"))}
-            exact = {x for x in single if re.fullmatch(r"(fma|mul|add|sub|div)\.rn\.f32(x2)?", x)}
+            operation = r"(fma|mul|add|sub|div)\.rn(\.sat)?\.f32(x2)?"
+            exact = {x for x in single if re.fullmatch(operation, x)}
             assert f"fma.rn.{kind}" in exact
             others = {"rsqrt.approx.ftz.f32"}  # see the next test
             if k["kernel"] != "noise_kernel":

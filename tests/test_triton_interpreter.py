@@ -115,6 +115,26 @@ def test_sums_do_not_depend_on_the_run():
         assert same_bits(first, vae.bernoulli_nll(x, y, reduction))
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("columns", [5 * launch.TILE, 10 * launch.TILE + 7])
+def test_a_program_sums_up_several_tiles(monkeypatch, rows, columns):
+    from genkern._triton import diffusion
+
+    pred, noise = randn(rows, columns), randn(rows, columns, seed=1)
+    table, t = randn(2, 4, seed=2), torch.tensor([0, 1, 0])[:rows]
+    args = pred, None, None, noise, table, t, None
+    values = diffusion.noise_loss(*args, launch.NONE).double()
+    # Two programs fill this GPU: the tiles of a row are shared by three or fewer.
+    monkeypatch.setattr(launch, "PROGRAMS", 2)
+    tiles = launch.Tiles(pred.shape, [pred], None, True, launch.TURNS)
+    assert 1 <= tiles.column_programs <= 3 < tiles.column_tiles
+    total = diffusion.noise_loss(*args, launch.SUM)
+    each = diffusion.noise_loss(*args, launch.SAMPLE)
+    bound = 2.0**-20 * values.abs().sum(1)
+    assert ((each - values.sum(1)).abs() <= bound).all()
+    assert (total - values.sum()).abs() <= bound.sum()
+
+
 def test_refuses_tensors_elsewhere():
     assert launch.refuses(torch.zeros(2), None, 1.0) is None
     assert launch.refuses(torch.zeros(2, device="meta")) == "a tensor is on meta"

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from genkern._triton.launch import (
     NONE,
+    PROGRAMS,
     SAMPLE,
+    TURNS,
     Tiles,
     blocks_together,
     clamps,
@@ -40,7 +42,6 @@ from genkern._triton.reduce import (
     new_partial,
     over,
     row_sums,
-    store_partial,
     store_sums,
     sum_dtype,
     upstream,
@@ -59,6 +60,7 @@ from genkern._triton.tile import (
     this_tile,
     which_exist,
     which_rows_exist,
+    width,
 )
 
 _TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
@@ -267,15 +269,39 @@ def noise_loss_kernel(
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     first = coefficients(table, t, row, form)
-    difference, weight = loss_parts(
-        pred, x0, given, stream, sample_weight, first, table, row, start, mask, form,
-        T, VECTOR, BLOCKS,
-    )  # fmt: skip
-    value = weighted_square(difference, weight, coefficient(first, table, 3))
+    offset = coefficient(first, table, 3)
     if loss is not None:
+        difference, weight = loss_parts(
+            pred, x0, given, stream, sample_weight, first, table, row, start, mask, form,
+            T, VECTOR, BLOCKS,
+        )  # fmt: skip
+        value = weighted_square(difference, weight, offset)
         store(loss, value, row, start, mask, form, VECTOR)
     else:
-        store_partial(partial, value, row, mask, form, BY_ROW)
+        # A sum for each 128 bits that a thread reads, of 16-bit types for each half.
+        GROUP: tl.constexpr = 2 if T == tl.float64 else 4
+        value = tl.zeros((ROWS, COLUMNS // GROUP), T)
+        count = tl.zeros((), tl.int32)
+        _, column_program = this_program(form)
+        for tile in range(column_program, form.column_tiles, form.column_programs):
+            start = tl.cast(tile, tl.int64) * COLUMNS
+            mask = which_exist(row, start, form, COLUMNS, VECTOR)
+            difference, weight = loss_parts(
+                pred, x0, given, stream, sample_weight, first, table, row, start, mask, form,
+                T, VECTOR, BLOCKS,
+            )  # fmt: skip
+            difference = tl.where(mask, difference, 0.0)
+            halves = tl.split(tl.reshape(difference, (ROWS, COLUMNS // 2, 2)))
+            for i in tl.static_range(2):
+                if GROUP == 2:
+                    value = weighted_square(halves[i], weight, value)
+                else:
+                    a, b = tl.split(tl.reshape(halves[i], (ROWS, COLUMNS // 4, 2)))
+                    value = weighted_square(b, weight, weighted_square(a, weight, value))
+            count += width(start, form, COLUMNS, VECTOR)
+        offsets = tl.where(which_rows_exist(row, form)[:, None], offset * count.to(T), 0.0)
+        sums = tl.sum(value, axis=1) + tl.sum(offsets, axis=1)
+        store_sums(partial, sums, row, form, BY_ROW)
 
 
 @triton.jit
@@ -310,7 +336,8 @@ def noise_loss(
     out = torch.empty_like(pred) if reduction == NONE else None
     by_sample = reduction == SAMPLE
     pinned = by_sample or varies(coefficients if t is None else t, sample_weight)
-    tiles = Tiles(pred.shape, [pred, x0, noise, out], key, pinned)
+    turns = TURNS if out is None else 1
+    tiles = Tiles(pred.shape, [pred, x0, noise, out], key, pinned, turns)
     stream = tiles.stream(key)
     partial = None if out is not None else new_partial(pred, tiles, reduction)
     launch(
@@ -576,11 +603,9 @@ def moments_kernel(
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     x = load(pred, row, start, mask, form, T, VECTOR)
     base = load(uncond, row, start, mask, form, T, VECTOR)
-    count = COLUMNS
-    if form.columns is not None:
-        count = tl.minimum(form.columns * VECTOR - start, COLUMNS).to(T)
-    _, column_tile = this_program(form)
-    to = partial + (row * form.column_tiles + column_tile) * 4
+    count = tl.cast(width(start, form, COLUMNS, VECTOR), T)
+    _, column_program = this_program(form)
+    to = partial + (row * form.column_programs + column_program) * 4
     store_moments(to, x, count, row, mask, form)
     mixed = guide(x, base, tl.full((1, 1), guidance_scale, T))
     store_moments(to + 2, mixed, count, row, mask, form)
@@ -753,10 +778,6 @@ def select_digit_kernel(
         tl.store(top_bits + sample, top + digit)
         tl.store(ranks + sample, rank - smaller)
         tl.store(here, tl.zeros_like(count))
-
-
-# Programs that count: as many as fill a GPU, if there is work for them.
-PROGRAMS = 1024
 
 
 def dynamic_threshold(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genkern._triton.launch import NONE, SAMPLE, TILE, Tiles, launch
 from genkern._triton.math import at_least, clamp, exp, log1p_exp
+from genkern._triton.ptx import mul
 from genkern._triton.reduce import (
     divisor,
     finish,
@@ -324,13 +325,28 @@ def penalty(squares, center, weight, SMOOTH: tl.constexpr):
 
 
 @triton.jit
-def store_coefficient(to, value, mask):
-    """In the arithmetic's type, kept finite: it multiplies numbers as small as it is large."""
+def store_coefficients(to, sample, samples, k, l, exists):
+    """Of samples: the result is scale^2 (k v + l g) or, without v, scale^2 k g.
+
+    The scale is 1 but where k or l is beyond float32, as of a norm near 1e-39. They are below 2^277
+    where a result is not infinite: for the least of floats, 2^-149, times l is below 2^128.
+    """
+    MOST: tl.constexpr = (
+        3.4028234663852886e38 if to.dtype.element_ty == tl.float32 else 1.7976931348623157e308
+    )
+    scale = tl.full(k.shape, 1.0, tl.float64)
     if to.dtype.element_ty == tl.float32:
-        value = clamp(value, -3.4028234663852886e38, 3.4028234663852886e38)
-    else:
-        value = clamp(value, -1.7976931348623157e308, 1.7976931348623157e308)
-    tl.store(to, value.to(to.dtype.element_ty), mask=mask)
+        size = tl.maximum(tl.abs(k), tl.abs(l))
+        exponent = (size.to(tl.int64, bitcast=True) >> 52) - 1023
+        half = tl.where(size > MOST, tl.minimum((exponent - 125) >> 1, 75), 0)
+        scale = ((1023 + half) << 52).to(tl.float64, bitcast=True)
+        inverse_square = ((1023 - 2 * half) << 52).to(tl.float64, bitcast=True)
+        k *= inverse_square
+        l *= inverse_square
+    # Kept finite: they multiply numbers as small as they are large.
+    tl.store(to + sample, clamp(k, -MOST, MOST).to(to.dtype.element_ty), mask=exists)
+    tl.store(to + samples + sample, clamp(l, -MOST, MOST).to(to.dtype.element_ty), mask=exists)
+    tl.store(to + 2 * samples + sample, scale.to(to.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -349,13 +365,13 @@ def solve_rows(
     value, slope, turn = penalty(total, center, weight, SMOOTH)
     if grad is not None:
         g = tl.load(grad + sample * grad_stride, mask=exists, other=0.0).to(tl.float64) * factor
-        store_coefficient(coefficients + sample, g * slope, exists)
+        turned = tl.zeros_like(slope)
         if products is not None:
             along = row_totals(products, sample, samples, parts, ROWS, COLUMNS)
             # Without a turn 0, though g . v be infinite.
             turned = tl.where(turn == 0.0, 0.0, turn * along)
-            store_coefficient(coefficients + samples + sample, g * turned, exists)
             value = slope * along
+        store_coefficients(coefficients, sample, samples, g * slope, g * turned, exists)
     return tl.where(exists, value, 0.0)
 
 
@@ -389,10 +405,10 @@ def solve_kernel(
 
 @triton.jit
 def scale_kernel(
-    grads, grad_out, out, k, l, form,
+    grads, grad_out, out, k, l, scale, form,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """k g, or k v + l g."""
+    """scale^2 k g, or scale^2 (k v + l g)."""
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     g = load(grads, row, start, mask, form, T, VECTOR)
     if grad_out is None:
@@ -402,6 +418,9 @@ def scale_kernel(
         turn = load_sample(l, row, form)
         # Where there is no turn, an infinite g must not meet the 0.
         value = tl.where(turn == 0.0, value, tl.fma(turn, g, value))
+    if T == tl.float32:
+        factor = load_sample(scale, row, form)
+        value = mul(mul(value, factor), factor)
     store(out, value, row, start, mask, form, VECTOR)
 
 
@@ -452,19 +471,19 @@ def _penalty(
             *map(tiles.operand, (grads, grad_out)), squares, products, tiles.form,
             T=arithmetic(grads), **tiles.meta,
         )  # fmt: skip
-    k, l = grads.new_empty((2, samples), dtype=sum_dtype(grads))
+    coefficients = grads.new_empty((3, samples), dtype=sum_dtype(grads))
     columns = min(TILE // 2, triton.next_power_of_2(max(parts, 1)))
     rows = TILE // 2 // columns
     launch(
         solve_kernel, 1 if reduce else triton.cdiv(samples, rows), grads.device,
         squares, products, grad, 0 if grad is None or grad.dim() == 0 else grad.stride(0),
-        k, value, samples, parts, count, over(1.0, count), center, weight,
+        coefficients, value, samples, parts, count, over(1.0, count), center, weight,
         T=arithmetic(grads), ROWS=rows, COLUMNS=columns, SMOOTH=center == 0.0, REDUCE=reduce,
     )  # fmt: skip
     if out is not None:
         launch(
             scale_kernel, tiles.programs, grads.device,
-            *map(tiles.operand, (grads, grad_out, out)), tiles.per_sample(k), tiles.per_sample(l),
+            *map(tiles.operand, (grads, grad_out, out)), *map(tiles.per_sample, coefficients),
             tiles.form, T=arithmetic(grads), **tiles.meta,
         )  # fmt: skip
 

@@ -34,6 +34,10 @@ def interpreted() -> bool:
 THREADS = 128
 TILE = 4096 if interpreted() else 2048
 
+# Programs that fill a GPU; if there are more tiles, one that sums up works on up to TURNS of a row.
+PROGRAMS = 1024
+TURNS = 8
+
 
 def unavailable_reason() -> str | None:
     """Why Triton cannot be used here, or None."""
@@ -59,13 +63,15 @@ class Form(NamedTuple):
         rows: Number of rows; None for one.
         columns: Number of columns, in units of the constant VECTOR; None if tiles end with them.
         column_tiles: Number of tiles in a row.
-        reciprocal, shift: To divide by `column_tiles`: see `_reciprocal`.
+        column_programs: Number of programs that share them.
+        reciprocal, shift: To divide by `column_programs`: see `_reciprocal`.
         sizes: Sizes of the dimensions that make up the rows but the outermost, inner ones first.
     """
 
     rows: int | None
     columns: int | None
     column_tiles: int
+    column_programs: int
     reciprocal: int
     shift: int
     sizes: tuple[int, ...]
@@ -140,10 +146,12 @@ class Tiles:
             draws first.
         key: The key of noise drawn in the kernel: keeps the elements in their logical order.
         by_sample: Keep different samples in different rows, for what is of a sample.
+        turns: How many tiles of a row a program may work on, one after the other.
 
     Attributes:
         tile: How many elements a program works on at most.
         form: What kernels need to know.
+        column_tiles, column_programs: As in `Form`.
         programs: How many programs cover the form.
         rows: Number of rows.
         columns: Number of columns.
@@ -156,6 +164,7 @@ class Tiles:
         tensors: Sequence[Tensor | None],
         key: Tensor | None = None,
         by_sample: bool = False,
+        turns: int = 1,
     ) -> None:
         self._dim = len(shape)
         self._shape = tuple(shape) or (1,)
@@ -176,14 +185,18 @@ class Tiles:
         tile_columns = max(8, min(self.tile, _next_power_of_2(columns)))
         tile_rows = min(self.tile // tile_columns, _next_power_of_2(self.rows))
         self.column_tiles = -(-columns // tile_columns)
-        self.programs = -(-self.rows // tile_rows) * self.column_tiles
+        row_tiles = -(-self.rows // tile_rows)
+        turns = max(1, min(turns, row_tiles * self.column_tiles // PROGRAMS))
+        self.column_programs = -(-self.column_tiles // turns)
+        self.programs = row_tiles * self.column_programs
         # Triton by itself recognises only numbers that 16 divides.
         vector = math.gcd(16, columns, *(n for s in strides for n in self._row_strides(s)))
         self.form = Form(
             self.rows if self.rows > 1 else None,
             columns // vector if columns % self.tile else None,
             self.column_tiles,
-            *_reciprocal(max(self.column_tiles, 1)),
+            self.column_programs,
+            *_reciprocal(max(self.column_programs, 1)),
             tuple(outer[:-1]),
         )
         self.meta = {"ROWS": tile_rows, "COLUMNS": tile_columns, "VECTOR": vector}

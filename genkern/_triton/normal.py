@@ -31,53 +31,64 @@ def flip_sign(x, mask):
 
 
 @triton.jit
+def fma_saturated(a, b, c):
+    """a b + c in [0, 1]; 0 for NaN."""
+    return tl.inline_asm_elementwise(
+        "fma.rn.sat.f32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], tl.float32, True, 1
+    )
+
+
+@triton.jit
 def square_root(a):
-    """sqrt(a), rounded correctly, of 0 and of numbers from 2^-101 on."""
+    """sqrt(a), rounded correctly, of 0 and of numbers from 2^-101 to 1."""
     if cuda_arch() > 0 and cuda_arch() <= 100:
-        # normal.h's refined_root: without the branch that sqrt_rn has for smaller numbers.
-        y = tl.minimum(tl.rsqrt(a), 9223372036854775808.0)  # finite for 0
+        # normal.h's refined_root: without the branch that sqrt_rn has for smaller numbers. For 0,
+        # whose y is infinite, the sum is NaN.
+        y = tl.rsqrt(a)
         root = mul(a, y)
-        return fma(fma(mul(root, -1.0), root, a), mul(y, 0.5), root)
+        return fma_saturated(fma(mul(root, -1.0), root, a), mul(y, 0.5), root)
     else:
         return tl.sqrt_rn(a)
 
 
 @triton.jit
 def radius(x):
-    """sqrt(-2 ln u) for u = unit_interval(x)."""
+    """sqrt(-2 ln u) / 8 for u = unit_interval(x): below 1.
+
+    `angle` makes up for the 8. Powers of two, they change no other bit of normal.h's numbers.
+    """
     bits = unit_interval(x).to(tl.uint32, bitcast=True)
     exponent = (bits - 0x3F3504F3) & 0xFF800000
     e = exponent.to(tl.int32, bitcast=True).to(tl.float32)
     f = sub((bits - exponent).to(tl.float32, bitcast=True), 1.0)
-    p = fma(f, -0.17481084167957306, 0.2861981987953186)
-    p = fma(p, f, -0.29833561182022095)
-    p = fma(p, f, 0.3314005434513092)
-    p = fma(p, f, -0.3992431163787842)
-    p = fma(p, f, 0.5000357031822205)
-    p = fma(p, f, -0.6666789650917053)
-    p = fma(p, f, 0.9999998211860657)
-    log_m = fma(f, -2.0, mul(p, mul(f, f)))
-    return square_root(fma(e, -1.6525916635146132e-07, log_m))
+    p = fma(f, -0.17481084167957306 / 64, 0.2861981987953186 / 64)
+    p = fma(p, f, -0.29833561182022095 / 64)
+    p = fma(p, f, 0.3314005434513092 / 64)
+    p = fma(p, f, -0.3992431163787842 / 64)
+    p = fma(p, f, 0.5000357031822205 / 64)
+    p = fma(p, f, -0.6666789650917053 / 64)
+    p = fma(p, f, 0.9999998211860657 / 64)
+    log_m = fma(f, -2.0 / 64, mul(p, mul(f, f)))
+    return square_root(fma(e, -1.6525916635146132e-07 / 64, log_m))
 
 
 @triton.jit
 def angle(y):
-    """cos and sin of 2 pi v, 4 v = quarter_turns(y), but for a common sign: the third value."""
+    """8 cos and 8 sin of 2 pi v, 4 v = quarter_turns(y), but for a common sign: the third value."""
     w = quarter_turns(y)
     shifted = add(w, 12582912.0)
     f = add(w, sub(12582912.0, shifted))
     half = shifted.to(tl.uint32, bitcast=True) << 30
-    odd = half + half
-    h = flip_sign(f, odd)
+    odd = (half & 0x40000000) != 0
+    h = tl.where(odd, f * -1.0, f)
     g = mul(f, f)
-    s = fma(g, -0.004683873616158962, 0.07971177995204926)
-    s = fma(s, g, -0.6459665894508362)
-    s = mul(fma(s, g, 1.5707963705062866), h)
-    t = fma(g, -0.0204146821051836, 0.25360241532325745)
-    t = fma(t, g, -1.2336976528167725)
-    t = fma(t, g, 1.0)
-    swap = odd != 0
-    return tl.where(swap, s, t), tl.where(swap, t, s), half & 0x80000000
+    s = fma(g, -0.004683873616158962 * 8, 0.07971177995204926 * 8)
+    s = fma(s, g, -0.6459665894508362 * 8)
+    s = mul(fma(s, g, 1.5707963705062866 * 8), h)
+    t = fma(g, -0.0204146821051836 * 8, 0.25360241532325745 * 8)
+    t = fma(t, g, -1.2336976528167725 * 8)
+    t = fma(t, g, 8.0)
+    return tl.where(odd, s, t), tl.where(odd, t, s), half & 0x80000000
 
 
 @triton.jit
@@ -102,84 +113,115 @@ def uniform_double(high, low):
 
 
 @triton.jit
-def log1p_small(f):
-    """log(1 + f) in float64 for sqrt(1/2) <= 1 + f <= sqrt(2)."""
-    # 2 atanh(s) = 2 s (1 + q / 3 + q^2 / 5 + ...), q = s^2 <= 0.0295: the first term left out is
-    # q^11 / 23 < 2^-60 of the sum.
-    s = f / (f + 2.0)
+def flip_sign_double(x, mask):
+    """x with the sign bit of its upper word xored with `mask`, which has no other bit."""
+    return (x.to(tl.uint64, bitcast=True) ^ (mask.to(tl.uint64) << 32)).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def approximation(OPERATION: tl.constexpr, x):
+    """20 bits of 1 / x or 1 / sqrt(x) in float64."""
+    return tl.inline_asm_elementwise(
+        OPERATION + ".approx.ftz.f64 $0, $1;", "=d,d", [x], tl.float64, True, 1
+    )
+
+
+@triton.jit
+def ratio(a, b):
+    """a / b in float64 within 2 ulp, for b from 2^-1000 to 2^1000."""
+    if cuda_arch() > 0:
+        # Rounded correctly, it would have branches.
+        y = approximation("rcp", b)
+        e = tl.fma(b * -1.0, y, 1.0)
+        return a * tl.fma(y, tl.fma(e, e, e), y)
+    else:
+        return a / b
+
+
+@triton.jit
+def root(a):
+    """sqrt(a) in float64 within 2 ulp, for a from 2^-1000 to 2^1000."""
+    if cuda_arch() > 0:
+        y = approximation("rsqrt", a)
+        g = a * y
+        e = tl.fma(g * -1.0, y, 1.0)
+        return tl.fma(g * e, tl.fma(e, 0.375, 0.5), g)
+    else:
+        return tl.sqrt(a)
+
+
+@triton.jit
+def log1p_small(f, FACTOR: tl.constexpr = 1.0):
+    """FACTOR log(1 + f) in float64 for sqrt(1/2) <= 1 + f <= sqrt(2); FACTOR: 1 or -2."""
+    # 2 atanh(s) = s (2 + q p(q)), q = s^2, p minimax: 2^-59 of the whole.
+    s = ratio(f, f + 2.0)
     q = s * s
-    p = tl.fma(q, 1.0 / 21.0, 1.0 / 19.0)
-    p = tl.fma(p, q, 1.0 / 17.0)
-    p = tl.fma(p, q, 1.0 / 15.0)
-    p = tl.fma(p, q, 1.0 / 13.0)
-    p = tl.fma(p, q, 1.0 / 11.0)
-    p = tl.fma(p, q, 1.0 / 9.0)
-    p = tl.fma(p, q, 1.0 / 7.0)
-    p = tl.fma(p, q, 1.0 / 5.0)
-    p = tl.fma(p, q, 1.0 / 3.0)
-    s = s + s
-    return tl.fma(s * q, p, s)
+    p = tl.fma(q, 0.14795488561115577 * FACTOR, 0.1531409757369574 * FACTOR)
+    p = tl.fma(p, q, 0.1818356245135015 * FACTOR)
+    p = tl.fma(p, q, 0.22222198609955557 * FACTOR)
+    p = tl.fma(p, q, 0.28571428742022964 * FACTOR)
+    p = tl.fma(p, q, 0.3999999999941634 * FACTOR)
+    p = tl.fma(p, q, 0.6666666666666734 * FACTOR)
+    return s * tl.fma(p, q, 2.0 * FACTOR)
 
 
 @triton.jit
 def sine_double(x):
-    """sin x for |x| <= pi/4: Taylor to x^17 / 17!, the next term is below 2^-62 of the sum."""
+    """sin x for |x| <= pi/4: minimax, 2^-56 of the whole."""
     g = x * x
-    p = tl.fma(g, 1.0 / 355687428096000.0, -1.0 / 1307674368000.0)
-    p = tl.fma(p, g, 1.0 / 6227020800.0)
-    p = tl.fma(p, g, -1.0 / 39916800.0)
-    p = tl.fma(p, g, 1.0 / 362880.0)
-    p = tl.fma(p, g, -1.0 / 5040.0)
-    p = tl.fma(p, g, 1.0 / 120.0)
-    p = tl.fma(p, g, -1.0 / 6.0)
+    p = tl.fma(g, 1.5896230180687828e-10, -2.505074776333573e-08)
+    p = tl.fma(p, g, 2.7557313621389356e-06)
+    p = tl.fma(p, g, -0.0001984126982958955)
+    p = tl.fma(p, g, 0.008333333333322118)
+    p = tl.fma(p, g, -0.1666666666666663)
     return tl.fma(x * g, p, x)
 
 
 @triton.jit
 def cosine_double(x):
-    """cos x for |x| <= pi/4: Taylor to x^16 / 16!, the next term is below 2^-57 of the sum."""
+    """cos x for |x| <= pi/4: minimax, 2^-59 of the whole."""
     g = x * x
-    p = tl.fma(g, 1.0 / 20922789888000.0, -1.0 / 87178291200.0)
-    p = tl.fma(p, g, 1.0 / 479001600.0)
-    p = tl.fma(p, g, -1.0 / 3628800.0)
-    p = tl.fma(p, g, 1.0 / 40320.0)
-    p = tl.fma(p, g, -1.0 / 720.0)
-    p = tl.fma(p, g, 1.0 / 24.0)
+    p = tl.fma(g, -1.1358536508219977e-11, 2.087570084165005e-09)
+    p = tl.fma(p, g, -2.7557314179293617e-07)
+    p = tl.fma(p, g, 2.480158728885169e-05)
+    p = tl.fma(p, g, -0.0013888888888873056)
+    p = tl.fma(p, g, 0.041666666666666595)
     return tl.fma(g * g, p, tl.fma(g, -0.5, 1.0))
 
 
 @triton.jit
 def radius_double(x):
     """sqrt(-2 ln u), u = (x + 1/2) 2^-64, with full relative precision at both ends."""
-    upper = x.to(tl.int64, bitcast=True) < 0
-    w = tl.where(upper, ~x, x).to(tl.float64) * 5.421010862427522e-20 + 2.710505431213761e-20
-    # u = w, or 1 - w if upper. As 2^e (1 + f), with 1 + f in [sqrt(1/2), sqrt(2)):
-    bits = w.to(tl.int64, bitcast=True) - 0x3FE6A09E667F3BCC  # the bits of sqrt(1/2)
-    mantissa = (bits & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E667F3BCC
-    near_1 = w <= 0.2928932188134524
-    f_upper = tl.where(near_1, -w, 1.0 - (w + w))
-    f = tl.where(upper, f_upper, mantissa.to(tl.float64, bitcast=True) - 1.0)
-    e = tl.where(upper, tl.where(near_1, 0, -1), (bits >> 52).to(tl.int32)).to(tl.float64)
-    return tl.sqrt(-2.0 * tl.fma(e, 0.6931471805599453, log1p_small(f)))
+    high = (x >> 32).to(tl.uint32)
+    # u, less 1 where that is at least 1/2: there it has the precision that u lacks.
+    rest = tl.fma(
+        x.to(tl.int64, bitcast=True).to(tl.float64), 5.421010862427522e-20, 2.710505431213761e-20
+    )
+    u = rest + tl.where(high >= 0x80000000, 1.0, 0.0).to(tl.float64)
+    # u = 2^e (1 + f), with 1 + f in [sqrt(1/2), sqrt(2)): as in `radius`, by the upper word.
+    bits = u.to(tl.uint64, bitcast=True)
+    exponent = ((bits >> 32).to(tl.uint32) - 0x3FE6A09E) & 0xFFF00000
+    m = join_words((bits >> 32).to(tl.uint32) - exponent, bits.to(tl.uint32))
+    # From sqrt(1/2) on e is 0.
+    f = tl.where(high >= 0xB504F334, rest, m.to(tl.float64, bitcast=True) - 1.0)
+    e = exponent.to(tl.int32, bitcast=True).to(tl.float64)
+    return root(tl.fma(e, -1.3220733271788507e-06, log1p_small(f, -2.0)))
 
 
 @triton.jit
 def box_muller_double(x, y):
     """The two normals of a pair of 64-bit words."""
-    r = radius_double(x)
-    # v = (y + 1/2) 2^-64 less its nearest quarter turn, before it is rounded.
-    q = (y + (1 << 61)) >> 62
-    rest = (y - (q << 62)).to(tl.int64, bitcast=True)
-    theta = (rest.to(tl.float64) + 0.5) * 3.4061215800865545e-19  # 2 pi 2^-64
-    s = sine_double(theta)
-    c = cosine_double(theta)
-    odd = (q & 1) != 0
-    cosine = tl.where(odd, s, c)
-    sine = tl.where(odd, c, s)
-    return (
-        r * tl.where(((q + 1) & 2) != 0, -cosine, cosine),
-        r * tl.where((q & 2) != 0, -sine, sine),
-    )
+    # v = (y + 1/2) 2^-64 less its nearest quarter turn, the top two bits of `turns`.
+    turns = (y >> 32).to(tl.uint32) + 0x20000000
+    rest = (y << 2).to(tl.int64, bitcast=True).to(tl.float64)
+    theta = tl.fma(rest, 8.515303950216386e-20, 1.7030607900432772e-19)  # 2 pi 2^-66, 2 pi 2^-65
+    # As in `angle`.
+    odd = (turns & 0x40000000) != 0
+    h = flip_sign_double(theta, (turns << 1) & 0x80000000)
+    s = sine_double(h)
+    c = cosine_double(h)
+    r = flip_sign_double(radius_double(x), turns & 0x80000000)
+    return r * tl.where(odd, s, c), r * tl.where(odd, c, s)
 
 
 @triton.jit
@@ -236,7 +278,7 @@ def noise_tile(
             element computes its own.
     """
     PER_BLOCK: tl.constexpr = 2 if T == tl.float64 else 4
-    SHIFT: tl.constexpr = 1 if T == tl.float64 else 2
+    start = start.to(tl.uint64)
     if BLOCKS == 0:
         element = start + tl.arange(0, COLUMNS)[None, :]
         lane = (element % PER_BLOCK).to(tl.int32)
@@ -248,14 +290,14 @@ def noise_tile(
             return draw_one(w0, w1, w2, w3, lane, NORMAL)
     else:
         first = tl.arange(0, COLUMNS // PER_BLOCK // BLOCKS)[None, :] * BLOCKS
-        w0, w1, w2, w3 = philox_block(seed, offset, (start >> SHIFT) + first)
+        w0, w1, w2, w3 = philox_block(seed, offset, start // PER_BLOCK + first)
         if T == tl.float64:
             n0, n1 = draws_double(w0, w1, w2, w3, NORMAL)
             return tl.interleave(n0, n1)
         else:
             n0, n1, n2, n3 = draws(w0, w1, w2, w3, NORMAL)
             if BLOCKS == 2:
-                w0, w1, w2, w3 = philox_block(seed, offset, (start >> SHIFT) + first + 1)
+                w0, w1, w2, w3 = philox_block(seed, offset, start // PER_BLOCK + first + 1)
                 n4, n5, n6, n7 = draws(w0, w1, w2, w3, NORMAL)
                 n0 = tl.interleave(n0, n4)
                 n1 = tl.interleave(n1, n5)

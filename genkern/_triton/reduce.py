@@ -1,4 +1,4 @@
-"""Sums in an order that the shapes and strides fix: a partial a tile, then a second launch."""
+"""Sums in an order that the shapes and strides fix: a partial a program, then a second launch."""
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def row_sums(value, mask):
 @triton.jit
 def store_sums(partial, sums, row, form, BY_ROW: tl.constexpr):
     if BY_ROW:
-        _, column_tile = this_program(form)
-        pointers = partial + row * form.column_tiles + column_tile
+        _, column_program = this_program(form)
+        pointers = partial + row * form.column_programs + column_program
         tl.store(pointers, sums, mask=which_rows_exist(row, form))
     else:
         tl.store(partial + tl.program_id(0), tl.sum(sums, axis=0))
@@ -66,7 +66,7 @@ def divisor(shape: Sequence[int], reduction: int) -> int:
 
 def new_partial(like: Tensor, tiles: Tiles, reduction: int) -> Tensor:
     """Room for what `store_partial` stores."""
-    count = tiles.rows * tiles.column_tiles if reduction == SAMPLE else tiles.programs
+    count = tiles.rows * tiles.column_programs if reduction == SAMPLE else tiles.programs
     return like.new_empty(count, dtype=sum_dtype(like))
 
 

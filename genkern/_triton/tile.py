@@ -26,12 +26,12 @@ def is_half(pointer):
 
 @triton.jit
 def this_program(form):
-    """Which of the rows' tiles is this program's, and which of the columns'."""
+    """Which tile of rows is this program's, and which of the programs that share it it is."""
     program = tl.program_id(0)
     twice = (program << 1).to(tl.uint32)
     high = tl.umulhi(twice, tl.cast(form.reciprocal, tl.uint32))
     row_tile = (high >> tl.cast(form.shift, tl.uint32)).to(tl.int32)
-    return row_tile, program - row_tile * form.column_tiles
+    return row_tile, program - row_tile * form.column_programs
 
 
 @triton.jit
@@ -53,10 +53,20 @@ def which_exist(row, start, form, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
     if form.columns is None:
         mask = tl.full((1, COLUMNS), True, tl.int1)
     else:
-        mask = start + tl.arange(0, COLUMNS)[None, :] < form.columns * VECTOR
+        columns = tl.cast(form.columns, tl.int64) * VECTOR
+        mask = start + tl.arange(0, COLUMNS)[None, :] < columns
     if row.shape[0] > 1:
         mask &= which_rows_exist(row, form)[:, None]
     return mask
+
+
+@triton.jit
+def width(start, form, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
+    """How many columns there are of COLUMNS from `start`."""
+    if form.columns is None:
+        return COLUMNS
+    else:
+        return tl.minimum(tl.cast(form.columns, tl.int64) * VECTOR - start, COLUMNS).to(tl.int32)
 
 
 @triton.jit
