@@ -402,6 +402,22 @@ PENALTIES = {
 }
 
 
+def test_penalties_of_subnormal_gradients():
+    """Their norm's inverse is beyond float32: it was taken as 3.4e38."""
+    approx, least = pytest.approx, 2.0**-149
+    grads = torch.tensor([[1e-40, 0.0], [0.0, 2.0], [7 * least, 0.0]], requires_grad=True)
+    penalty = gradient_penalty(grads, reduction="sum")
+    (first,) = torch.autograd.grad(penalty, grads, create_graph=True)
+    along = torch.tensor([[0.0, 1e-5], [1.0, 1.0], [1e-9, 1e-9]])
+    (second,) = torch.autograd.grad(first, grads, along)
+    assert first[1].tolist() == [0.0, 2.0]
+    assert first[::2].tolist() == [[approx(-2.0, 1e-4), 0.0]] * 2  # 1e-40 has five digits
+    assert second[:2].tolist() == [[0.0, approx(-2e35, 1e-4)], [1.0, 2.0]]
+    # The last row's first number is 2e-9, a difference of terms as large as the second.
+    across = -2e-9 / (7 * least)
+    assert second[2].tolist() == [approx(0.0, abs=-1e-6 * across), approx(across, 1e-6)]
+
+
 @pytest.mark.parametrize("name", PENALTIES)
 def test_penalties_to_third_order(name, chosen):
     if chosen == "triton" and name not in ("gradient_penalty", "r1 sum"):
