@@ -278,7 +278,7 @@ def noise_tile(
             element computes its own.
     """
     PER_BLOCK: tl.constexpr = 2 if T == tl.float64 else 4
-    start = start.to(tl.uint64)
+    SHIFT: tl.constexpr = 1 if T == tl.float64 else 2
     if BLOCKS == 0:
         element = start + tl.arange(0, COLUMNS)[None, :]
         lane = (element % PER_BLOCK).to(tl.int32)
@@ -290,14 +290,14 @@ def noise_tile(
             return draw_one(w0, w1, w2, w3, lane, NORMAL)
     else:
         first = tl.arange(0, COLUMNS // PER_BLOCK // BLOCKS)[None, :] * BLOCKS
-        w0, w1, w2, w3 = philox_block(seed, offset, start // PER_BLOCK + first)
+        w0, w1, w2, w3 = philox_block(seed, offset, (start >> SHIFT) + first)
         if T == tl.float64:
             n0, n1 = draws_double(w0, w1, w2, w3, NORMAL)
             return tl.interleave(n0, n1)
         else:
             n0, n1, n2, n3 = draws(w0, w1, w2, w3, NORMAL)
             if BLOCKS == 2:
-                w0, w1, w2, w3 = philox_block(seed, offset, start // PER_BLOCK + first + 1)
+                w0, w1, w2, w3 = philox_block(seed, offset, (start >> SHIFT) + first + 1)
                 n4, n5, n6, n7 = draws(w0, w1, w2, w3, NORMAL)
                 n0 = tl.interleave(n0, n4)
                 n1 = tl.interleave(n1, n5)
