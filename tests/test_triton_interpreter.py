@@ -115,21 +115,40 @@ def test_sums_do_not_depend_on_the_run():
         assert same_bits(first, vae.bernoulli_nll(x, y, reduction))
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("columns", [5 * launch.TILE, 10 * launch.TILE + 7])
-def test_a_program_sums_up_several_tiles(monkeypatch, rows, columns):
+@pytest.mark.parametrize(
+    ("op", "rows", "columns"),
+    [
+        ("noise_loss", 1, 5 * launch.TILE),
+        ("noise_loss", 3, 10 * launch.TILE + 7),
+        ("vlb", 2, 3 * launch.TILE + 7),
+        ("hybrid", 1, 5 * launch.TILE),
+    ],
+)
+def test_a_program_sums_up_several_tiles(monkeypatch, op, rows, columns):
     from genkern._triton import diffusion
 
     pred, noise = randn(rows, columns), randn(rows, columns, seed=1)
-    table, t = randn(2, 4, seed=2), torch.tensor([0, 1, 0])[:rows]
-    args = pred, None, None, noise, table, t, None
-    values = diffusion.noise_loss(*args, launch.NONE).double()
+    t = torch.tensor([0, 1, 0])[:rows]
+    if op == "noise_loss":
+        table = randn(2, 4, seed=2)
+
+        def loss(reduction):
+            return diffusion.noise_loss(pred, None, None, noise, table, t, None, reduction)
+    else:
+        x0 = noise.clamp(-1.0, 1.0)
+        table = randn(2, 8, seed=2)
+        table[:, 7] = torch.tensor([0.0, 1.0])  # the decoder for t = 1
+
+        def loss(reduction):
+            options = -math.inf, math.inf, 1.5, 0.5 * (op == "hybrid"), False, reduction
+            return diffusion.vlb(pred, None, x0, None, noise, table, t, *options)
+
+    values = loss(launch.NONE).double()
     # Two programs fill this GPU: the tiles of a row are shared by three or fewer.
     monkeypatch.setattr(launch, "PROGRAMS", 2)
     tiles = launch.Tiles(pred.shape, [pred], None, True, launch.TURNS)
     assert 1 <= tiles.column_programs <= 3 < tiles.column_tiles
-    total = diffusion.noise_loss(*args, launch.SUM)
-    each = diffusion.noise_loss(*args, launch.SAMPLE)
+    total, each = loss(launch.SUM), loss(launch.SAMPLE)
     bound = 2.0**-20 * values.abs().sum(1)
     assert ((each - values.sum(1)).abs() <= bound).all()
     assert (total - values.sum()).abs() <= bound.sum()

@@ -41,7 +41,6 @@ from genkern._triton.reduce import (
     new_gradients,
     new_partial,
     over,
-    row_sums,
     store_sums,
     sum_dtype,
     upstream,
@@ -80,19 +79,18 @@ def weighted_square(difference, weight, offset):
 
 
 @triton.jit
-def step_kl(d, mean_x0, true_lv, half_r, HALF: tl.constexpr):
-    """KL(N(x, e^true_lv) || N(x + mean_x0 d, e^lv)), half_r = (true_lv - lv) / 2.
+def step_kl(d, mean_x0, true_lv, r, HALF: tl.constexpr):
+    """KL(N(x, e^true_lv) || N(x + mean_x0 d, e^lv)), r = true_lv - lv.
 
     Twice its value, its derivative by d, and -2 times that by lv.
     """
-    # e^(-lv/2) = e^half_r e^(-true_lv/2), the latter of a whole sample. Both are kept finite, and
+    # e^(-lv/2) = e^(r/2) e^(-true_lv/2), the latter of a whole sample. Both are kept finite, and
     # their product: 0 times infinity would make a NaN.
     most: tl.constexpr = largest_exponent(d)
-    half_true = true_lv * 0.5
-    half_r = at_most(half_r, at_most(half_true + most, most))
-    root = exp_finite(half_r, HALF)
-    value, g = expm1(add(half_r, half_r), fma(root, root, -1.0))
-    inverse = mul(root, mean_x0 * exp_finite(at_most(-half_true, most), HALF))
+    r = at_most(r, at_most(true_lv + 2.0 * most, 2.0 * most))
+    root = exp_finite(r, HALF, 0.5)
+    value, g = expm1(r, fma(root, root, -1.0))
+    inverse = mul(root, mean_x0 * exp_finite(at_most(-true_lv, 2.0 * most), HALF, 0.5))
     s = mul(d, inverse)
     return fma(s, s, g), mul(s, inverse), fma(s, s, value)
 
@@ -849,16 +847,14 @@ def vlb_parts(
         constant = (hat < other) | (hat > other)
     true_lv = coefficient(first, table, 4)
     lv = coefficient(first, table, 5)
-    half_r = (true_lv - lv) * 0.5
+    r = true_lv - lv
     if var_values is not None:
         values = load(var_values, row, start, mask, form, T, VECTOR)
         scale = coefficient(first, table, 6)
-        half_r = fma(values, scale * -0.5, half_r)
+        r = fma(values, -scale, r)
         if DECODER:
             lv = fma(values, scale, lv)
-    value, by_d, by_lv = step_kl(
-        d, coefficient(first, table, 3), true_lv, half_r, is_half(pred.tensor)
-    )
+    value, by_d, by_lv = step_kl(d, coefficient(first, table, 3), true_lv, r, is_half(pred.tensor))
     if DECODER:
         last = coefficient(first, table, 7) > 0.5
         nll = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64), T == tl.float64)
@@ -875,17 +871,21 @@ def vlb_tile(
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     SIMPLE: tl.constexpr, DECODER: tl.constexpr,
 ):  # fmt: skip
-    """Stores the values if `loss` is there, and returns the sums of the rows."""
+    """The values, 0 where there is no element; stored too if `loss` is there.
+
+    In nothing but a sum half_vlb_scale is left out.
+    """
     error, value, _, _, _ = vlb_parts(
         pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
         T, VECTOR, BLOCKS, CLIP, DECODER,
     )  # fmt: skip
-    value = mul(value, tl.full((1, 1), half_vlb_scale, T))
+    if SIMPLE or loss is not None:
+        value = mul(value, tl.full((1, 1), half_vlb_scale, T))
     if SIMPLE:
         value = weighted_square(error, tl.full((1, 1), simple_scale, T), value)
     if loss is not None:
         store(loss, value, row, start, mask, form, VECTOR)
-    return row_sums(value, mask)
+    return tl.where(mask, value, 0.0)
 
 
 @triton.jit
@@ -905,23 +905,37 @@ def vlb_kernel(
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr, CLIP: tl.constexpr, SIMPLE: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
-    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    row, _, _ = this_tile(form, ROWS, COLUMNS, VECTOR)
+    _, column_program = this_program(form)
     first = coefficients(table, t, row, form)
     sums = tl.zeros((ROWS,), T)
     if any_decoder(first, table):
-        for part in range(PARTS):
-            at = start + part * (COLUMNS // PARTS)
-            sums += vlb_tile(
-                pred, var_values, x0, given, stream, loss, first, table, row, at,
-                which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
-                x0_min, x0_max, half_vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
-            )  # fmt: skip
+        for tile in range(column_program, form.column_tiles, form.column_programs):
+            for part in range(PARTS):
+                start = tl.cast(tile, tl.int64) * COLUMNS + part * (COLUMNS // PARTS)
+                mask = which_exist(row, start, form, COLUMNS // PARTS, VECTOR)
+                value = vlb_tile(
+                    pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
+                    x0_min, x0_max, half_vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
+                )  # fmt: skip
+                sums += tl.sum(value, axis=1)
     else:
-        sums += vlb_tile(
-            pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
-            x0_min, x0_max, half_vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, False,
-        )  # fmt: skip
+        # A sum for each two elements of a thread.
+        pairs = tl.zeros((ROWS, COLUMNS // 2), T)
+        for tile in range(column_program, form.column_tiles, form.column_programs):
+            start = tl.cast(tile, tl.int64) * COLUMNS
+            mask = which_exist(row, start, form, COLUMNS, VECTOR)
+            value = vlb_tile(
+                pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
+                x0_min, x0_max, half_vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE,
+                False,
+            )  # fmt: skip
+            first_of_two, second = tl.split(tl.reshape(value, (ROWS, COLUMNS // 2, 2)))
+            pairs = add(pairs, add(first_of_two, second))
+        sums = tl.sum(pairs, axis=1)
     if partial is not None:
+        if not SIMPLE:
+            sums *= tl.full((), half_vlb_scale, T)
         store_sums(partial, sums, row, form, BY_ROW)
 
 
@@ -987,7 +1001,8 @@ def vlb(
     out = torch.empty_like(pred) if reduction == NONE else None
     by_sample = reduction == SAMPLE
     pinned = by_sample or varies(coefficients if t is None else t)
-    tiles = Tiles(pred.shape, [pred, var_values, x0, noise, out], key, pinned)
+    turns = TURNS if out is None else 1
+    tiles = Tiles(pred.shape, [pred, var_values, x0, noise, out], key, pinned, turns)
     stream = tiles.stream(key)
     partial = None if out is not None else new_partial(pred, tiles, reduction)
     launch(

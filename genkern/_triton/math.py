@@ -96,12 +96,12 @@ def largest_exponent(x):
 
 
 @triton.jit
-def exp_finite(x, HALF: tl.constexpr):
-    """As `exp`, of what is bounded by `largest_exponent`."""
+def exp_finite(x, HALF: tl.constexpr, FACTOR: tl.constexpr):
+    """As `exp`, where FACTOR x is bounded by `largest_exponent`."""
     if HALF or x.dtype == tl.float64:
-        return exp(x, HALF)
+        return exp(x, HALF, FACTOR)
     else:
-        return exp_single(at_least(x, -1000.0))
+        return exp_single(at_least(mul(x, FACTOR), -1000.0))
 
 
 @triton.jit
