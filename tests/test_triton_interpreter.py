@@ -10,7 +10,9 @@ from support import OPS, randn, same_bits
 
 from genkern._triton import launch
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
+which_exist = pytest.importorskip("genkern._triton.tile").which_exist
 
 KEY = torch.tensor([0x123456789ABCDEF, 2**63 - 3])
 KEYS = torch.tensor([[5, 0xFFFFFFFF], [-3, -1], [7, 2**40]])
@@ -152,6 +154,20 @@ def test_a_program_sums_up_several_tiles(monkeypatch, op, rows, columns):
     bound = 2.0**-20 * values.abs().sum(1)
     assert ((each - values.sum(1)).abs() <= bound).all()
     assert (total - values.sum()).abs() <= bound.sum()
+
+
+@triton.jit
+def existence_kernel(out, start, form, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
+    mask = which_exist(tl.zeros((1,), tl.int64), start, form, COLUMNS, VECTOR)
+    tl.store(out + tl.arange(0, COLUMNS)[None, :], mask.to(tl.int32))
+
+
+def test_a_row_of_more_than_2_to_the_31_columns_ends_inside_a_tile():
+    columns = 2**31 + 32
+    form = launch.Form(None, columns // 16, 1, 1, 0, 0, ())
+    out = torch.full((64,), -1, dtype=torch.int32)
+    existence_kernel[(1,)](out, 2**31, form, COLUMNS=64, VECTOR=16)
+    assert out.tolist() == [1] * 32 + [0] * 32
 
 
 def test_refuses_tensors_elsewhere():
