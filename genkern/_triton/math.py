@@ -114,9 +114,9 @@ def exp_saturated(x, HALF: tl.constexpr, FACTOR: tl.constexpr):
         y = mul(x, FACTOR * LOG2_E)
         return tl.exp2(at_most(y, 127.0))
     elif x.dtype == tl.float64:
-        return tl.exp(at_most(x * FACTOR, 709.0))
+        return tl.exp(at_most(x * FACTOR, largest_exponent(x)))
     else:
-        return exp_polynomial(at_most(x * FACTOR, 88.0))
+        return exp_polynomial(at_most(x * FACTOR, largest_exponent(x)))
 
 
 @triton.jit

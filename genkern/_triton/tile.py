@@ -173,8 +173,8 @@ def coefficients(table, t, row, form):
         index = load_sample(t, row, form)
         tl.device_assert((index >= 0) & (index < table.rows), "t is not in the table")
         # Without its sign a negative number is a large one: what is left has 32 bits.
-        row = tl.minimum(index.to(tl.uint64, bitcast=True), table.rows - 1)
-        return first + scaled(tl.where(index < 0, 0, row), table.row)
+        nearest = tl.minimum(index.to(tl.uint64, bitcast=True), table.rows - 1)
+        return first + scaled(tl.where(index < 0, 0, nearest), table.row)
 
 
 @triton.jit
