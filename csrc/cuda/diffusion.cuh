@@ -6,6 +6,8 @@
 
 #include <torch/headeronly/macros/Macros.h>
 
+#include <limits>
+
 #include "cuda/launch.cuh"
 #include "genkern/diffusion.h"
 
@@ -65,7 +67,7 @@ __device__ void draw_or_load(const S& slot, int tensor, typename S::Numbers& eps
   if constexpr (kKey) {
     slot.normals(eps);
   } else {
-    slot.load_or(tensor, 0, eps);
+    slot.load_or_zero(tensor, eps);
   }
 }
 
@@ -84,8 +86,8 @@ struct Affine {
     __device__ void operator()(const S& slot) const {
       typename S::Numbers x, y, z, eps;
       slot.load(kX, x);
-      slot.load_or(kY, Acc(0), y);
-      slot.load_or(kZ, Acc(0), z);
+      slot.load_or_zero(kY, y);
+      slot.load_or_zero(kZ, z);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
       for (int v = 0; v < S::kNumbers; ++v)
@@ -103,6 +105,8 @@ struct Affine {
 
 template <>
 constexpr int kBlocks<Affine<float, false>, float, Walk::kFlat> = kPairInstructions ? 5 : 1;
+template <class T>
+constexpr int kBlocks<Affine<float, true>, T, Walk::kFlat> = kPairInstructions ? 1 : 3;
 
 // ---- noise_loss
 
@@ -124,7 +128,7 @@ struct NoiseLoss {
       using N = typename S::Number;
       typename S::Numbers d, x0, eps;
       slot.load(kPred, d);
-      slot.load_or(kX0, Acc(0), x0);
+      slot.load_or_zero(kX0, x0);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
       for (int v = 0; v < S::kNumbers; ++v)
@@ -148,8 +152,10 @@ struct NoiseLoss {
   }
 };
 
+template <class T>
+constexpr int kBlocks<NoiseLoss<float, true>, T, Walk::kFlat> = 3;
 template <>
-constexpr int kBlocks<NoiseLoss<float, true>, float, Walk::kFlat> = kPairInstructions ? 3 : 1;
+constexpr int kBlocks<NoiseLoss<float, false>, float, Walk::kFlat> = kPairInstructions ? 1 : 5;
 
 template <class Acc, bool kKey>
 struct NoiseLossBackward {
@@ -167,7 +173,7 @@ struct NoiseLossBackward {
       typename S::Numbers g, d, x0, eps;
       slot.load_upstream(kGrad, grad_factor, g);
       slot.load(kPred, d);
-      slot.load_or(kX0, Acc(0), x0);
+      slot.load_or_zero(kX0, x0);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
       for (int v = 0; v < S::kNumbers; ++v) {
@@ -189,9 +195,9 @@ struct NoiseLossBackward {
   }
 };
 
-template <>
-constexpr int kBlocks<NoiseLossBackward<float, true>, float, Walk::kFlat> =
-    kPairInstructions ? 3 : 1;
+template <class T>
+constexpr int kBlocks<NoiseLossBackward<float, true>, T, Walk::kFlat> =
+    kPairInstructions == (sizeof(T) == 4) ? 3 : 1;
 
 // ---- sampler_step
 
@@ -256,8 +262,8 @@ struct SamplerStep {
       typename S::Numbers x, m, values, uncond, eps;
       slot.load(kXt, x);
       slot.load(kPred, m);
-      slot.load_or(kVarValues, Acc(0), values);
-      slot.load_or(kUncond, Acc(0), uncond);
+      slot.load_or_zero(kVarValues, values);
+      slot.load_or_zero(kUncond, uncond);
       draw_or_load<kKey>(slot, kEps, eps);
       if (slot.has(kUncond)) {
 #pragma unroll
@@ -673,30 +679,48 @@ struct VlbConstants {
   bool clips, detach_mean;
 };
 
+// A sample's coefficients of the arguments of step_kl_in_deviations; in the decoder's samples, of
+// x0_hat - x0 and of the log-variance.
 template <class Acc>
 struct VlbRow {
-  Acc diff_x0, diff_noise, diff_pred, mean_x0, true_lv, lv, lv_values;
+  Acc of_x0, of_noise, of_pred;  // with clips, of x0_hat instead of x0_hat - x0
+  Acc exponent, of_values;
+  Acc unit;  // what the first three are multiples of
   bool decoder;
 
   template <class Row>
-  __device__ VlbRow(const Row& row, bool learned)
-      : diff_x0(row[kDiffX0]),
-        diff_noise(row[kDiffNoise]),
-        diff_pred(row[kDiffPred]),
-        mean_x0(row[kVlbMeanX0]),
-        true_lv(row[kTrueLogVariance]),
-        lv(row[kVlbLogVariance]),
-        lv_values(row.get(kVlbLogVarianceValues, learned)),
-        decoder(row[kDecoder] > Acc(0.5)) {}
+  __device__ VlbRow(const Row& row, bool clips, bool learned) : decoder(row[kDecoder] > Acc(0.5)) {
+    constexpr Acc kHalfLog2E = Acc(0.5 / kLn2);
+    const Acc true_lv = row[kTrueLogVariance], lv = row[kVlbLogVariance];
+    const Acc lv_values = row.get(kVlbLogVarianceValues, learned);
+    const Acc deviations = magnitude(row[kVlbMeanX0]) * FullExp::of(Acc(-0.5) * true_lv);
+    exponent = decoder ? lv : kHalfLog2E * (true_lv - lv);
+    of_values = decoder ? lv_values : -kHalfLog2E * lv_values;
+    unit = decoder ? Acc(1) : at_least(finite(deviations), std::numeric_limits<Acc>::min());
+    of_x0 = (clips ? unit : Acc(0)) - finite(unit * row[kDiffX0]);
+    of_noise = -finite(unit * row[kDiffNoise]);
+    of_pred = -finite(unit * row[kDiffPred]);
+  }
 
-  // x0 - x0_hat, before clipping.
+  // x0_hat - x0 or, with clips, x0_hat.
   template <class N>
-  __device__ N difference(N pred, N x0, N eps) const {
-    return madd(diff_pred, pred, madd(diff_noise, eps, diff_x0 * x0));
+  __device__ N mean(N pred, N x0, N eps) const {
+    return madd(of_pred, pred, madd(of_noise, eps, of_x0 * x0));
+  }
+  // In the same unit.
+  __device__ Clip<Acc> clip(const Clip<Acc>& bounds) const {
+    return {unit * bounds.low, unit * bounds.high};
   }
   template <class N>
   __device__ N log_variance(N values) const {
-    return madd(N(lv_values), values, N(lv));
+    return madd(N(of_values), values, N(exponent));
+  }
+
+ private:
+  // 0 times it is 0.
+  static __device__ Acc finite(Acc x) {
+    constexpr Acc kMost = std::numeric_limits<Acc>::max();
+    return clamp(x, -kMost, kMost);
   }
 };
 
@@ -721,36 +745,36 @@ struct Vlb {
       using N = typename S::Number;
       typename S::Numbers pred, lv, x0, eps, d;
       slot.load(kPred, pred);
-      slot.load_or(kVarValues, Acc(0), lv);
+      slot.load_or_zero(kVarValues, lv);
       slot.load(kX0, x0);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
       for (int v = 0; v < S::kNumbers; ++v) {
         lv[v] = row.log_variance(lv[v]);
-        d[v] = row.difference(pred[v], x0[v], eps[v]);
-        eps[v] = pred[v] - eps[v];
+        d[v] = row.mean(pred[v], x0[v], eps[v]);
       }
       if (c.clips) {
+        const Clip<Acc> clip = row.clip(c.clip);
 #pragma unroll
-        for (int v = 0; v < S::kNumbers; ++v) d[v] = x0[v] - c.clip(x0[v] - d[v]);
+        for (int v = 0; v < S::kNumbers; ++v) d[v] = clip(d[v]) - row.unit * x0[v];
       }
       if (row.decoder) {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) {
           Acc& lane = S::lane(d, v);
-          lane = Acc(call_decoder_nll(lane, S::lane(x0, v), S::lane(lv, v)).value);
+          lane = Acc(2 * call_decoder_nll(-lane, S::lane(x0, v), S::lane(lv, v)).value);
         }
       } else {
 #pragma unroll
         for (int v = 0; v < S::kNumbers; ++v)
-          d[v] = step_kl<typename S::Exp>(d[v], N(row.mean_x0), N(row.true_lv), lv[v]).value;
+          d[v] = step_kl_in_deviations<typename S::Exp>(d[v], lv[v]).value;
       }
 #pragma unroll
-      for (int v = 0; v < S::kNumbers; ++v) d[v] *= c.vlb_scale;
+      for (int v = 0; v < S::kNumbers; ++v) d[v] *= Acc(0.5) * c.vlb_scale;
       if (c.simple_scale != Acc(0)) {
 #pragma unroll
         for (int v = 0; v < S::kNumbers; ++v)
-          d[v] = weighted_square(eps[v], N(c.simple_scale), d[v]);
+          d[v] = weighted_square(pred[v] - eps[v], N(c.simple_scale), d[v]);
       }
       if (slot.has(kLoss)) slot.store(kLoss, d);
       return slot.sum(d);
@@ -758,9 +782,14 @@ struct Vlb {
   };
   template <class PlanType>
   __device__ Sample of(const PlanType& plan, int64_t sample) const {
-    return {{table.row(sample), plan.has(kVarValues)}, constants};
+    return {{table.row(sample), constants.clips, plan.has(kVarValues)}, constants};
   }
 };
+
+template <class T>
+constexpr int kBlocks<Vlb<float, true>, T, Walk::kFlat> = kPairInstructions ? 1 : 2;
+template <>
+constexpr int kBlocks<Vlb<float, false>, __half, Walk::kFlat> = kAmpere ? 3 : 1;
 
 template <class Acc, bool kKey>
 struct VlbBackward {
@@ -780,69 +809,71 @@ struct VlbBackward {
       using N = typename S::Number;
       typename S::Numbers g, pred, lv, x0, eps;
       typename S::Numbers d;
-      unsigned outside = 0;  // a bit for each lane that is clipped
-      slot.load_upstream(kGrad, grad_factor, g);
+      // A bit for each lane whose loss does not depend on pred: an infinite derivative times 0
+      // would be a NaN.
+      const Acc of_pred = c.detach_mean ? Acc(0) : c.vlb_scale * row.of_pred;
+      unsigned constant = of_pred == Acc(0) ? ~0u : 0u;
       slot.load(kPred, pred);
-      slot.load_or(kVarValues, Acc(0), lv);
+      slot.load_or_zero(kVarValues, lv);
       slot.load(kX0, x0);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
       for (int v = 0; v < S::kNumbers; ++v) {
         lv[v] = row.log_variance(lv[v]);
-        d[v] = row.difference(pred[v], x0[v], eps[v]);
-        eps[v] = pred[v] - eps[v];
+        d[v] = row.mean(pred[v], x0[v], eps[v]);
       }
       if (c.clips) {
+        const Clip<Acc> clip = row.clip(c.clip);
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) {
-          Acc& difference = S::lane(d, v);
-          const Acc x0_hat = S::lane(x0, v) - difference;
-          if (c.clip.gradient(x0_hat, Acc(1)) == Acc(0)) outside |= 1u << v;
-          difference = S::lane(x0, v) - c.clip(x0_hat);
+          const Acc x0_hat = S::lane(d, v);
+          if (clip.gradient(x0_hat, Acc(1)) == Acc(0)) constant |= 1u << v;
+          S::lane(d, v) = clip(x0_hat) - row.unit * S::lane(x0, v);
         }
       }
       if (row.decoder) {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) {
           Acc &of_d = S::lane(d, v), &of_lv = S::lane(lv, v);
-          const auto nll = call_decoder_nll(of_d, S::lane(x0, v), of_lv);
-          of_d = Acc(nll.d);
-          of_lv = Acc(nll.lv);
+          const auto nll = call_decoder_nll(-of_d, S::lane(x0, v), of_lv);
+          of_d = -Acc(nll.d);
+          of_lv = Acc(nll.lv / kLn2);
         }
       } else {
 #pragma unroll
         for (int v = 0; v < S::kNumbers; ++v) {
-          const auto kl = step_kl<typename S::Exp>(d[v], N(row.mean_x0), N(row.true_lv), lv[v]);
+          const auto kl = step_kl_in_deviations<typename S::Exp>(d[v], lv[v]);
           d[v] = kl.d;
           lv[v] = kl.lv;
         }
       }
-      // An infinite derivative times 0 would be a NaN.
-      const Acc of_pred = c.detach_mean ? Acc(0) : c.vlb_scale * row.diff_pred;
+      slot.load_upstream(kGrad, grad_factor, g);
 #pragma unroll
       for (int v = 0; v < S::kNumbers; ++v) {
-        d[v] = of_pred == Acc(0) ? N(0) : d[v] * of_pred;
-        lv[v] *= g[v] * (c.vlb_scale * row.lv_values);
+        d[v] *= g[v] * of_pred;
+        lv[v] *= g[v] * (Acc(kLn2) * c.vlb_scale * row.of_values);
       }
-      if (outside != 0) {
+      if (constant != 0) {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v)
-          if (outside >> v & 1) S::lane(d, v) = 0;
+          if (constant >> v & 1) S::lane(d, v) = 0;
       }
       if (c.simple_scale != Acc(0)) {
 #pragma unroll
-        for (int v = 0; v < S::kNumbers; ++v) d[v] = madd(Acc(2) * c.simple_scale, eps[v], d[v]);
+        for (int v = 0; v < S::kNumbers; ++v)
+          d[v] = madd(Acc(2) * c.simple_scale * g[v], pred[v] - eps[v], d[v]);
       }
-#pragma unroll
-      for (int v = 0; v < S::kNumbers; ++v) d[v] *= g[v];
       if (slot.has(kGradPred)) slot.store(kGradPred, d);
       if (slot.has(kGradVarValues)) slot.store(kGradVarValues, lv);
     }
   };
   template <class PlanType>
   __device__ Sample of(const PlanType& plan, int64_t sample) const {
-    return {{table.row(sample), plan.has(kVarValues)}, constants, grad_factor};
+    return {{table.row(sample), constants.clips, plan.has(kVarValues)}, constants, grad_factor};
   }
 };
+
+template <class T>
+constexpr int kBlocks<VlbBackward<float, true>, T, Walk::kFlat> = kAmpere ? 2 : 1;
 
 }  // namespace genkern::cuda

@@ -369,4 +369,7 @@ struct InterpolateBackward {
   }
 };
 
+template <class T>
+constexpr int kBlocks<InterpolateBackward<T>, T, Walk::kFlat> = kAmpere && sizeof(T) == 2 ? 6 : 1;
+
 }  // namespace genkern::cuda

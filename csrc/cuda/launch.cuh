@@ -120,8 +120,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body, T, kWalk>)
     if constexpr (Body::kBySample) {
       if (plan.slots + plan.tail > 0) {
         const auto work = body.of(plan, sample);
-        // Four numbers a slot leave registers for it, eight do not.
-        constexpr bool kKept = Body::kDraws && sizeof(T) == 4;
+        // Eight numbers a slot leave registers for it where the tensors are few.
+        constexpr bool kKept = Body::kDraws && (sizeof(T) == 4 || Body::kTensors < 8);
         for_sample_slots<T, kWalk, kKept>(plan, stream, sample,
                                           [&](const auto& slot) { visit(work, slot); });
       }

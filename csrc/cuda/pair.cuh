@@ -110,6 +110,12 @@ struct PairLanes {
     return {One::sqrt(a.x), One::sqrt(a.y)};
 #endif
   }
+#if defined(__CUDA_ARCH__)
+  // None of pairs saturates.
+  static __device__ __forceinline__ F saturated_fma(F a, F b, F c) {
+    return {One::saturated_fma(a.x, b.x, c.x), One::saturated_fma(a.y, b.y, c.y)};
+  }
+#endif
   static __device__ __forceinline__ F as_float(U a) {
     return {One::as_float(a.x), One::as_float(a.y)};
   }

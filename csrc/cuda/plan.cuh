@@ -51,6 +51,7 @@ struct Plan {
   enum { kScale = kTensors, kKey, kIndex, kOperands };
 
   void* tensor[kTensors] = {};  // null: not given, or not asked for
+  int there[kTensors] = {};     // which are not null, quicker to test than an address
   const void* scale = nullptr;  // gradient of a reduced value, in the arithmetic type
   const uint64_t* key = nullptr;
   int64_t key_word_stride = 0;
@@ -71,7 +72,7 @@ struct Plan {
   int64_t sample_stride[kOperands] = {};
   int64_t repeat_stride[kOperands] = {};
 
-  __device__ bool has(int i) const { return tensor[i] != nullptr; }
+  __device__ bool has(int i) const { return there[i] != 0; }
   __device__ Key key_at(int64_t offset) const {
     return {key[offset], key[offset + key_word_stride]};
   }
@@ -101,12 +102,10 @@ class Planner {
   int64_t batch() const { return sizes_.size() > 1 ? sizes_[1] : 1; }
 
   void input(int i, const torch::stable::Tensor& t) {
-    plan.tensor[i] = const_cast<void*>(t.const_data_ptr());
-    set_strides(i, t);
+    set_tensor(i, const_cast<void*>(t.const_data_ptr()), t);
   }
   void output(int i, const torch::stable::Tensor& t) {
-    plan.tensor[i] = t.mutable_data_ptr();
-    set_strides(i, t);
+    set_tensor(i, t.mutable_data_ptr(), t);
     is_output_[i] = true;
   }
   // The gradient of a reduced value: a scalar, or one a sample.
@@ -169,7 +168,9 @@ class Planner {
     int64_t stride[kOperands];
   };
 
-  void set_strides(int i, const torch::stable::Tensor& t) {
+  void set_tensor(int i, void* data, const torch::stable::Tensor& t) {
+    plan.tensor[i] = data;
+    plan.there[i] = data != nullptr;
     const auto strides = t.strides();
     const size_t missing = sizes_.size() - strides.size();
     for (size_t d = 0; d < strides.size(); ++d) strides_[i][missing + d] = strides[d];

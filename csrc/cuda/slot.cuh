@@ -192,10 +192,7 @@ class Slot {
     } else if (broadcasts(i)) {
       fill(widen(*p), x);
     } else if (packed_) {
-      Acc lanes[kLanes];
-      unpack(*reinterpret_cast<const Pack*>(p), lanes, T{});
-#pragma unroll
-      for (int v = 0; v < kLanes; ++v) lane(x, v) = lanes[v];
+      fill(*reinterpret_cast<const Pack*>(p), x);
     } else {
 #pragma unroll
       for (int v = 0; v < kLanes; ++v) lane(x, v) = v < count_ ? widen(p[v]) : Acc(0);
@@ -207,6 +204,16 @@ class Slot {
       load(i, x, repeat);
     } else {
       fill(fallback, x);
+    }
+  }
+  __device__ void load_or_zero(int i, Numbers& x, int64_t repeat = 0) const {
+    if constexpr (Position::kFlat && kLanes > 1) {
+      // Zeros before they are unpacked are fewer.
+      Pack pack{};
+      if (has(i)) pack = *reinterpret_cast<const Pack*>(position_.template pointer<T>(i, repeat));
+      fill(pack, x);
+    } else {
+      load_or(i, Acc(0), x, repeat);
     }
   }
 
@@ -222,6 +229,12 @@ class Slot {
   static __device__ void fill(Acc value, Numbers& x) {
 #pragma unroll
     for (int v = 0; v < kNumbers; ++v) x[v] = value;
+  }
+  static __device__ void fill(Pack pack, Numbers& x) {
+    Acc lanes[kLanes];
+    unpack(pack, lanes, T{});
+#pragma unroll
+    for (int v = 0; v < kLanes; ++v) lane(x, v) = lanes[v];
   }
 
   __device__ void store(int i, const Numbers& x, int64_t repeat = 0) const {
@@ -329,5 +342,11 @@ class Slot {
 // instruction.
 template <class Body, class T, Walk kWalk>
 constexpr int kBlocks = 1;
+// Whose code takes the fewest registers: what fits them there may spill on others.
+#if defined(__CUDA_ARCH__)
+constexpr bool kAmpere = __CUDA_ARCH__ < 900;
+#else
+constexpr bool kAmpere = false;
+#endif
 
 }  // namespace genkern::cuda

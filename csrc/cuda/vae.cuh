@@ -112,6 +112,11 @@ struct RsampleKl {
 
 template <>
 constexpr int kBlocks<RsampleKl<float, Noise::kTensor, true>, float, Walk::kFlat> = 4;
+template <>
+constexpr int kBlocks<RsampleKl<float, Noise::kNone, true>, __half, Walk::kFlat> = kAmpere ? 5 : 1;
+template <>
+constexpr int kBlocks<RsampleKl<float, Noise::kNone, true>, float, Walk::kFlat> =
+    kPairInstructions ? 1 : 5;
 
 // Clamps, where there are bounds. Gives a bit for each lane, set where it is outside.
 template <class S, class Acc>

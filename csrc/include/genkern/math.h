@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "genkern/host_device.h"
 #include "genkern/normal.h"
@@ -140,14 +141,14 @@ GENKERN_HD float root_exp(float x) {
 }
 #endif
 
-// Largest x whose e^x, and whose square root's square, is finite.
+// Largest x whose e^x, and whose square root's square, is finite; whose 2^x is.
 template <class T>
 struct Limits {
-  static constexpr float kLargestExponent = 88.0f;
+  static constexpr float kLargestExponent = 88.0f, kLargestExponent2 = 127.0f;
 };
 template <>
 struct Limits<double> {
-  static constexpr double kLargestExponent = 709.0;
+  static constexpr double kLargestExponent = 709.0, kLargestExponent2 = 1023.0;
 };
 
 // e^x - 1, and e^x - 1 - x = x^2 / 2 + x^3 / 6 + ..., which cancels near 0 and is summed there.
@@ -267,6 +268,7 @@ GENKERN_HD float exp2_fast(float x) {
   return std::exp2(x);
 #endif
 }
+GENKERN_HD double exp2_fast(double x) { return std::exp2(x); }
 // For results that are rounded to 16 bits. On a GPU within (4 + |x|) 2^-23.7 of e^x, by two
 // instructions for eight; infinity, 0 and NaN are kept.
 struct HalfExp {
@@ -294,6 +296,37 @@ struct HalfExp {
  private:
   static constexpr float kLog2E = 0x1.715476p+0f;
 };
+
+// Of x = 2 ln 2 y, given root = 2^y = e^(x/2): in y no logarithm is multiplied by. With HalfExp the
+// series is within 2^-20, closer than what the difference cancels to where it ends.
+constexpr double kLn2 = 0.69314718055994530942;
+template <class Exp, class T>
+GENKERN_HD Expm1<T> expm1_of_root(T y, T root) {
+  constexpr double k = 2 * kLn2, k2 = k * k, k4 = k2 * k2;
+  T p;
+  if constexpr (std::is_same_v<Exp, HalfExp>) {
+    p = T(float(0.0013914653100073338 * k4 * k2));
+    p = madd(p, y, T(float(0.00839541107416153 * k4 * k)));
+    p = madd(p, y, T(float(0.041667476296424866 * k4)));
+    p = madd(p, y, T(float(0.16666279733181 * k2 * k)));
+  } else {
+    // expm1_series in y.
+    p = T(float(0.0001987562864087522 * k4 * k2 * k));
+    p = madd(p, y, T(float(0.0013981997035443783 * k4 * k2)));
+    p = madd(p, y, T(float(0.008333452045917511 * k4 * k)));
+    p = madd(p, y, T(float(0.04166579619050026 * k4)));
+    p = madd(p, y, T(float(0.1666666567325592 * k2 * k)));
+  }
+  p = madd(p, y, T(float(0.5 * k2)));
+  const T series = y * y * p;
+  const T size = magnitude(y), half = T(float(0.5 / k)), one = T(1.0f);
+  return {select_less(size, half, madd(y, T(float(k)), series), madd(root, root, -one)),
+          select_less(size, half, series, madd(root, root, madd(y, T(float(-k)), -one)))};
+}
+template <class Exp>
+GENKERN_HD Expm1<double> expm1_of_root(double y, double root) {
+  return expm1(2 * kLn2 * y, root * root);
+}
 
 // log(1 + e) for e in [0, 1], within 2 ulp.
 template <class T>

@@ -37,14 +37,22 @@ GENKERN_HD float fma_emulated(float a, float b, float c) {
   return static_cast<float>(odd);
 }
 
-// The square root of a, given y = 1 / sqrt(a) as CUDA devices up to sm_100 approximate it: what
-// __fsqrt_rn does there for numbers from 2^-101 on (tests/test_cuda_compile.py compares the machine
-// code), without the branch for smaller ones, which are 0 here: 0 times a finite y is 0.
+#if defined(__CUDA_ARCH__)
+// What a radius is computed over, and its cosine and sine are computed times: a power of two, which
+// changes no bit of their product. The radius is at most 1 by it, see refined_root.
+constexpr float kRadiusUnit = 8.0f;
+
+// The square root of a, 0 or from 2^-101 to 1, given y = 1 / sqrt(a) as devices up to sm_100
+// approximate it: what __fsqrt_rn does there for such numbers (tests/test_cuda_compile.py compares
+// the machine code). y of 0 is infinite and the sum NaN, which saturation makes 0.
 template <class L>
-GENKERN_HD typename L::F refined_root(typename L::F a, typename L::F y) {
+__device__ __forceinline__ typename L::F refined_root(typename L::F a, typename L::F y) {
   const typename L::F root = a * y, half = L::broadcast(0.5f) * y;
-  return L::fma(L::fma(-root, root, a), half, root);
+  return L::saturated_fma(L::fma(-root, root, a), half, root);
 }
+#else
+constexpr float kRadiusUnit = 1.0f;
+#endif
 
 // One number at a time, on the host or on a CUDA device.
 struct ScalarLanes {
@@ -89,11 +97,16 @@ struct ScalarLanes {
 #endif
   }
 #if defined(__CUDA_ARCH__)
-  // 1 / sqrt(a), finite for 0.
+  // 1 / sqrt(a).
   static __device__ F inverse_root(F a) {
     float y;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
-    return fminf(y, 0x1p63f);
+    return y;
+  }
+  // a b + c between 0 and 1; 0 for NaN.
+  static __device__ F saturated_fma(F a, F b, F c) {
+    asm("fma.rn.sat.f32 %0, %0, %1, %2;" : "+f"(a) : "f"(b), "f"(c));
+    return a;
   }
 #endif
   static GENKERN_HD F as_float(U x) {
@@ -116,15 +129,26 @@ struct ScalarLanes {
   }
   static GENKERN_HD F broadcast(float f) { return f; }
   // a where the sign bit of `mask` is clear, b where it is set.
-  static GENKERN_HD F select(U mask, F a, F b) { return static_cast<int32_t>(mask) < 0 ? b : a; }
+  static GENKERN_HD F select(U mask, F a, F b) {
+#if defined(__CUDA_ARCH__)
+    // One instruction tests a bit, if nvcc cannot see that it is one and compare with 1.
+    uint32_t sign;
+    asm("and.b32 %0, %1, 1;" : "=r"(sign) : "r"(mask >> 31));
+    return sign != 0 ? b : a;
+#else
+    return static_cast<int32_t>(mask) < 0 ? b : a;
+#endif
+  }
 };
 
-// sqrt(-2 ln u) for u = L::unit_interval(x). Within 1.2 ulp of the exact value at that u.
+// sqrt(-2 ln u) over kRadiusUnit for u = L::unit_interval(x). Within 1.2 ulp of the exact value at
+// that u.
 template <class L>
 GENKERN_HD typename L::F radius(typename L::U x) {
   using F = typename L::F;
   using U = typename L::U;
   const auto c = [](float f) { return L::broadcast(f); };
+  const auto squared = [](float f) { return L::broadcast(f / (kRadiusUnit * kRadiusUnit)); };
   // u = 2^e m with m in [sqrt(1/2), sqrt(2)): 0x3f3504f3 are the bits of sqrt(1/2) rounded down.
   // The exponent's bits in place, taken as an integer, are 2^23 e.
   const U bits = L::as_uint(L::unit_interval(x));
@@ -134,27 +158,29 @@ GENKERN_HD typename L::F radius(typename L::U x) {
   // -2 log1p(f) = -2 f + f^2 p, minimax in relative error (0.51 * 2^-24) on [sqrt(1/2) - 1,
   // sqrt(2) - 1], each coefficient rounded before the next ones were fitted. Adding -2 f last
   // costs one multiplication more than Horner's form to the end, and halves the error.
-  F p = c(-0x1.66033ap-3f);
-  p = L::fma(p, f, c(0x1.251124p-2f));
-  p = L::fma(p, f, c(-0x1.317ee4p-2f));
-  p = L::fma(p, f, c(0x1.535aaap-2f));
-  p = L::fma(p, f, c(-0x1.98d33p-2f));
-  p = L::fma(p, f, c(0x1.0004aep-1f));
-  p = L::fma(p, f, c(-0x1.5556f2p-1f));
-  p = L::fma(p, f, c(0x1.fffffap-1f));
-  const F log_m = L::fma(f, c(-2.0f), p * (f * f));
+  F p = squared(-0x1.66033ap-3f);
+  p = L::fma(p, f, squared(0x1.251124p-2f));
+  p = L::fma(p, f, squared(-0x1.317ee4p-2f));
+  p = L::fma(p, f, squared(0x1.535aaap-2f));
+  p = L::fma(p, f, squared(-0x1.98d33p-2f));
+  p = L::fma(p, f, squared(0x1.0004aep-1f));
+  p = L::fma(p, f, squared(-0x1.5556f2p-1f));
+  p = L::fma(p, f, squared(0x1.fffffap-1f));
+  const F log_m = L::fma(f, squared(-2.0f), p * (f * f));
   // -2 ln u = -2 ln m - 2 ln 2 e; 0x1.62e43p0 is 2 ln 2.
-  return L::sqrt(L::fma(e, c(-0x1.62e43p-23f), log_m));
+  return L::sqrt(L::fma(e, squared(-0x1.62e43p-23f), log_m));
 }
 
-// Cosine and sine of 2 pi v for w = 4 v = L::quarter_turns(y), up to a sign common to both, which
-// is left in the top bit of `sign`. Within 1.6 ulp of the exact values at that v.
+// Cosine and sine of 2 pi v, times kRadiusUnit, for w = 4 v = L::quarter_turns(y), up to a sign
+// common to both, which is left in the top bit of `sign`. Within 1.6 ulp of the exact values at
+// that v.
 template <class L>
 GENKERN_HD void angle(typename L::U y, typename L::F& cosine, typename L::F& sine,
                       typename L::U& sign) {
   using F = typename L::F;
   using U = typename L::U;
   const auto c = [](float f) { return L::broadcast(f); };
+  const auto scaled = [](float f) { return L::broadcast(f * kRadiusUnit); };
   // q, the nearest quarter turn, stands in the low bits of 1.5 * 2^23 + w; w - q is exact.
   const F w = L::quarter_turns(y);
   const F shifted = w + c(12582912.0f);
@@ -164,20 +190,28 @@ GENKERN_HD void angle(typename L::U y, typename L::F& cosine, typename L::F& sin
   // is the odd function of f.
   sign = q << 30;
   const U odd = sign + sign;
+#if defined(__CUDA_ARCH__)
+  const F h = f;  // the selection negates, for nothing
+#else
   const F h = L::as_float(L::as_uint(f) ^ odd);
+#endif
   const F g = f * f;
   // sin(pi f / 2) / f and cos(pi f / 2) on |f| <= 1/2, minimax in the relative error of the sine
   // (0.47 * 2^-24) and of the cosine (0.66 * 2^-24).
-  F s = c(-0x1.32f65cp-8f);
-  s = L::fma(s, g, c(0x1.467fdcp-4f));
-  s = L::fma(s, g, c(-0x1.4abc22p-1f));
-  s = L::fma(s, g, c(0x1.921fb6p+0f)) * h;
-  F t = c(-0x1.4e7962p-6f);
-  t = L::fma(t, g, c(0x1.03b05ap-2f));
-  t = L::fma(t, g, c(-0x1.3bd39cp+0f));
-  t = L::fma(t, g, c(1.0f));
+  F s = scaled(-0x1.32f65cp-8f);
+  s = L::fma(s, g, scaled(0x1.467fdcp-4f));
+  s = L::fma(s, g, scaled(-0x1.4abc22p-1f));
+  s = L::fma(s, g, scaled(0x1.921fb6p+0f)) * h;
+  F t = scaled(-0x1.4e7962p-6f);
+  t = L::fma(t, g, scaled(0x1.03b05ap-2f));
+  t = L::fma(t, g, scaled(-0x1.3bd39cp+0f));
+  t = L::fma(t, g, scaled(1.0f));
   sine = L::select(odd, s, t);
+#if defined(__CUDA_ARCH__)
+  cosine = L::select(odd, t, -s);
+#else
   cosine = L::select(odd, t, s);
+#endif
 }
 
 // Of a pair of words: r, with the sign that cos 2 pi v and sin 2 pi v lack.
