@@ -138,6 +138,9 @@ def _call(name: str, dtype: Any) -> None:
         "one element": lambda: diffusion.vlb_backward(
             loss, *[new()[:1, :1]] * 3, key, None, table, t[:1], *clip, 1.0, 1.0, False, 1, 0b11
         ),
+        "short rows": lambda: diffusion.vlb(
+            *[new()[:, :40]] * 3, key, None, table, t, *clip, 1.0, 1.0, False, 1
+        ),
         "rsample": lambda: vae.rsample(new(), new(), key, None, None, *no_clamp),
         "rsample_noise": lambda: vae.rsample(new(), new(), None, new(), None, *no_clamp),
         "rsample_chunk": lambda: vae.rsample(*chunks, key, None, None, *no_clamp),
@@ -327,7 +330,7 @@ def _compile(target_name: str, full: bool) -> list[dict[str, Any]]:
 
     for module in (random, reduce, vae, diffusion, gan):
         module.launch = compile_only
-    others = [("children", "float32"), ("one element", "float32")]
+    others = [(name, "float32") for name in ("children", "one element", "short rows")]
     for name, dtype in [*others, *cases(target_name, full)]:
         _call(name, getattr(torch, dtype))
     return found

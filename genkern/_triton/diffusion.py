@@ -24,6 +24,8 @@ from genkern._triton.launch import (
     varies,
 )
 from genkern._triton.math import (
+    LOG2_E,
+    at_least,
     at_most,
     clamp,
     clamp_gradient,
@@ -79,20 +81,17 @@ def weighted_square(difference, weight, offset):
 
 
 @triton.jit
-def step_kl(d, mean_x0, true_lv, r, HALF: tl.constexpr):
-    """KL(N(x, e^true_lv) || N(x + mean_x0 d, e^lv)), r = true_lv - lv.
+def step_kl(s, y, HALF: tl.constexpr):
+    """KL(N(x, e^true_lv) || N(x + mean_x0 d, e^lv)), y = (true_lv - lv) log2(e) / 2.
 
-    Twice its value, its derivative by d, and -2 times that by lv.
+    s = mean_x0 e^(-true_lv/2) d. Twice its value, its derivative by s, and -2 times that by lv.
     """
-    # e^(-lv/2) = e^(r/2) e^(-true_lv/2), the latter of a whole sample. Both are kept finite, and
-    # their product: 0 times infinity would make a NaN.
-    most: tl.constexpr = largest_exponent(d)
-    r = at_most(r, at_most(true_lv + 2.0 * most, 2.0 * most))
-    root = exp_finite(r, HALF, 0.5)
-    value, g = expm1(r, fma(root, root, -1.0))
-    inverse = mul(root, mean_x0 * exp_finite(at_most(-true_lv, 2.0 * most), HALF, 0.5))
-    s = mul(d, inverse)
-    return fma(s, s, g), mul(s, inverse), fma(s, s, value)
+    # e^((true_lv - lv)/2), kept finite: 0 times infinity would make a NaN.
+    y = at_most(y, 1023.0 if y.dtype == tl.float64 else 127.0)
+    root = tl.exp2(y)
+    value, g = expm1(y, fma(root, root, -1.0), HALF, 2.0 / LOG2_E)
+    s = mul(s, root)
+    return fma(s, s, g), mul(s, root), fma(s, s, value)
 
 
 HALF_BIN = tl.constexpr(1.0 / 255.0)
@@ -825,49 +824,86 @@ def _new_per_sample(like: Tensor) -> Tensor:
 
 
 @triton.jit
+def vlb_row(
+    first, table, x0_min, x0_max, T: tl.constexpr, HALF: tl.constexpr, CLIP: tl.constexpr,
+    DECODER: tl.constexpr,
+):  # fmt: skip
+    """What `vlb_parts` needs of each row's sample.
+
+    The coefficients yield d times mean_x0 e^(-true_lv/2), which `step_kl` needs, or for the decoder
+    d itself; with CLIP, before the clip, less the estimate of x0 in place of d.
+    """
+    true_lv = coefficient(first, table, 4)
+    # Finite times a coefficient up to 1e9: 0 times infinity would make a NaN.
+    most: tl.constexpr = 1.5 * largest_exponent(true_lv)
+    inverse = coefficient(first, table, 3) * exp_finite(at_most(-true_lv, most), HALF, 0.5)
+    unit = tl.full((1, 1), 1.0, T) if DECODER else inverse
+    by_x0 = coefficient(first, table, 0)
+    low = unit
+    high = unit
+    if CLIP:
+        by_x0 -= 1.0
+        low *= at_least(tl.full((1, 1), -x0_max, T), -1e38)
+        high *= at_most(tl.full((1, 1), -x0_min, T), 1e38)
+    by_x0 *= unit
+    by_eps = coefficient(first, table, 1) * unit
+    by_pred = coefficient(first, table, 2) * unit
+    lv = coefficient(first, table, 5)
+    y = (true_lv - lv) * (0.5 * LOG2_E)
+    last = coefficient(first, table, 7) > 0.5
+    return (
+        by_x0,
+        by_eps,
+        by_pred,
+        low,
+        high,
+        unit,
+        inverse,
+        y,
+        coefficient(first, table, 6),
+        lv,
+        last,
+    )
+
+
+@triton.jit
 def vlb_parts(
-    pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
+    pred, var_values, x0, given, stream, of_row, row, start, mask, form,
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     DECODER: tl.constexpr,
 ):  # fmt: skip
     """pred - eps; of `step_kl` or the decoder; and where L does not depend on pred."""
-    m = load(pred, row, start, mask, form, T, VECTOR)
-    x = load(x0, row, start, mask, form, T, VECTOR)
-    eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
-    d = fma(eps, coefficient(first, table, 1), mul(x, coefficient(first, table, 0)))
-    by_pred = coefficient(first, table, 2)
-    d = fma(m, by_pred, d)
-    constant = by_pred == 0.0
-    if CLIP:
-        hat = sub(x, d)
-        clipped = clamp(hat, tl.full((1, 1), x0_min, T), tl.full((1, 1), x0_max, T))
-        d = sub(x, clipped)
-        # By one comparison: with a `by_pred` of 0 it is with infinity. A NaN counts as inside.
-        other = add(clipped, tl.where(constant, float("inf"), 0.0))
-        constant = (hat < other) | (hat > other)
-    true_lv = coefficient(first, table, 4)
-    lv = coefficient(first, table, 5)
-    r = true_lv - lv
+    by_x0, by_eps, by_pred, low, high, unit, inverse, y, by_values, lv, last = of_row
     if var_values is not None:
         values = load(var_values, row, start, mask, form, T, VECTOR)
-        scale = coefficient(first, table, 6)
-        r = fma(values, -scale, r)
+        y = fma(values, by_values * (-0.5 * LOG2_E), y)
         if DECODER:
-            lv = fma(values, scale, lv)
-    value, by_d, by_lv = step_kl(d, coefficient(first, table, 3), true_lv, r, is_half(pred.tensor))
+            lv = fma(values, by_values, lv)
+    m = load(pred, row, start, mask, form, T, VECTOR)
+    eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
+    x = load(x0, row, start, mask, form, T, VECTOR)
+    d = fma(m, by_pred, fma(eps, by_eps, mul(x, by_x0)))
+    constant = by_pred == 0.0
+    if CLIP:
+        clipped = clamp(d, low, high)
+        # By one comparison: with a `by_pred` of 0 it is with infinity. A NaN counts as inside.
+        other = add(clipped, tl.where(constant, float("inf"), 0.0))
+        constant = (d < other) | (d > other)
+        d = fma(x, unit, clipped)
+    s = mul(d, inverse) if DECODER else d
+    value, by_d, by_lv = step_kl(s, y, is_half(pred.tensor))
     if DECODER:
-        last = coefficient(first, table, 7) > 0.5
         nll = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64), T == tl.float64)
         value = tl.where(last, (nll[0] * 2.0).to(T), value)
-        by_d = tl.where(last, nll[1].to(T), by_d)
+        by_d = tl.where(last, nll[1].to(T), mul(by_d, inverse))
         by_lv = tl.where(last, (nll[2] * -2.0).to(T), by_lv)
     return sub(m, eps), value, by_d, by_lv, constant
 
 
 @triton.jit
 def vlb_tile(
-    pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
-    x0_min, x0_max, half_vlb_scale, simple_scale,
+    pred, var_values, x0, given, stream, loss, of_row, row, start, mask, form,
+    half_vlb_scale, simple_scale,
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     SIMPLE: tl.constexpr, DECODER: tl.constexpr,
 ):  # fmt: skip
@@ -876,7 +912,7 @@ def vlb_tile(
     In nothing but a sum half_vlb_scale is left out.
     """
     error, value, _, _, _ = vlb_parts(
-        pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
+        pred, var_values, x0, given, stream, of_row, row, start, mask, form,
         T, VECTOR, BLOCKS, CLIP, DECODER,
     )  # fmt: skip
     if SIMPLE or loss is not None:
@@ -910,29 +946,29 @@ def vlb_kernel(
     first = coefficients(table, t, row, form)
     sums = tl.zeros((ROWS,), T)
     if any_decoder(first, table):
+        of_row = vlb_row(first, table, x0_min, x0_max, T, is_half(pred.tensor), CLIP, True)
         for tile in range(column_program, form.column_tiles, form.column_programs):
             for part in range(PARTS):
                 start = tl.cast(tile, tl.int64) * COLUMNS + part * (COLUMNS // PARTS)
                 mask = which_exist(row, start, form, COLUMNS // PARTS, VECTOR)
                 value = vlb_tile(
-                    pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
-                    x0_min, x0_max, half_vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
+                    pred, var_values, x0, given, stream, loss, of_row, row, start, mask, form,
+                    half_vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
                 )  # fmt: skip
                 sums += tl.sum(value, axis=1)
     else:
-        # A sum for each two elements of a thread.
-        pairs = tl.zeros((ROWS, COLUMNS // 2), T)
+        # Of other shapes than `of_row`, hence another name.
+        plain = vlb_row(first, table, x0_min, x0_max, T, is_half(pred.tensor), CLIP, False)
+        values = tl.zeros((ROWS, COLUMNS), T)
         for tile in range(column_program, form.column_tiles, form.column_programs):
             start = tl.cast(tile, tl.int64) * COLUMNS
             mask = which_exist(row, start, form, COLUMNS, VECTOR)
             value = vlb_tile(
-                pred, var_values, x0, given, stream, loss, first, table, row, start, mask, form,
-                x0_min, x0_max, half_vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE,
-                False,
+                pred, var_values, x0, given, stream, loss, plain, row, start, mask, form,
+                half_vlb_scale, simple_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, False,
             )  # fmt: skip
-            first_of_two, second = tl.split(tl.reshape(value, (ROWS, COLUMNS // 2, 2)))
-            pairs = add(pairs, add(first_of_two, second))
-        sums = tl.sum(pairs, axis=1)
+            values = add(values, value)
+        sums = tl.sum(values, axis=1)
     if partial is not None:
         if not SIMPLE:
             sums *= tl.full((), half_vlb_scale, T)
@@ -942,24 +978,23 @@ def vlb_kernel(
 @triton.jit
 def vlb_backward_tile(
     grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
-    first, table, row, start, mask, form, x0_min, x0_max, vlb_scale, error_scale,
+    of_row, row, start, mask, form, vlb_scale, error_scale,
     T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, CLIP: tl.constexpr,
     SIMPLE: tl.constexpr, DETACH: tl.constexpr, DECODER: tl.constexpr,
 ):  # fmt: skip
     error, _, by_d, by_lv, constant = vlb_parts(
-        pred, var_values, x0, given, stream, first, table, row, start, mask, form, x0_min, x0_max,
+        pred, var_values, x0, given, stream, of_row, row, start, mask, form,
         T, VECTOR, BLOCKS, CLIP, DECODER,
     )  # fmt: skip
+    _, _, by_pred, _, _, _, _, _, by_values, _, _ = of_row
     g = load(grad, row, start, mask, form, T, VECTOR)
     along = mul(g, tl.full((1, 1), vlb_scale, T))
-    # All before anything is stored: after that the coefficients would be read again.
-    along_values = along * (coefficient(first, table, 6) * -0.5)
+    along_values = along * (by_values * -0.5)
     if grad_pred is not None:
         if DETACH:
             total = tl.zeros(mask.shape, T)
         else:
             # An infinite derivative times 0 would be a NaN.
-            by_pred = coefficient(first, table, 2)
             total = mul(tl.where(constant, 0.0, by_d), along * by_pred)
         if SIMPLE:
             total = fma(error, g * tl.full((1, 1), error_scale, T), total)
@@ -978,18 +1013,20 @@ def vlb_backward_kernel(
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     first = coefficients(table, t, row, form)
     if any_decoder(first, table):
+        of_row = vlb_row(first, table, x0_min, x0_max, T, is_half(pred.tensor), CLIP, True)
         for part in range(PARTS):
             at = start + part * (COLUMNS // PARTS)
             vlb_backward_tile(
                 grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
-                first, table, row, at, which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
-                x0_min, x0_max, vlb_scale, error_scale, T, VECTOR, 0, CLIP, SIMPLE, DETACH, True,
+                of_row, row, at, which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
+                vlb_scale, error_scale, T, VECTOR, 0, CLIP, SIMPLE, DETACH, True,
             )  # fmt: skip
     else:
         vlb_backward_tile(
             grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
-            first, table, row, start, mask, form,
-            x0_min, x0_max, vlb_scale, error_scale, T, VECTOR, BLOCKS, CLIP, SIMPLE, DETACH, False,
+            vlb_row(first, table, x0_min, x0_max, T, is_half(pred.tensor), CLIP, False),
+            row, start, mask, form, vlb_scale, error_scale,
+            T, VECTOR, BLOCKS, CLIP, SIMPLE, DETACH, False,
         )  # fmt: skip
 
 

@@ -120,12 +120,14 @@ def exp_saturated(x, HALF: tl.constexpr, FACTOR: tl.constexpr):
 
 
 @triton.jit
-def expm1(x, far):
-    """e^x - 1, and e^x - 1 - x, which cancel near 0, hence the series; `far`: e^x less 1.
+def expm1(x, far, HALF: tl.constexpr, FACTOR: tl.constexpr = 1.0):
+    """e^r - 1, and e^r - 1 - r, r = FACTOR x, which cancel near 0, hence the series.
 
-    x is bounded where e^x is infinite: infinity minus infinity would be a NaN.
+    `far` is e^r less 1. Where that is infinite x is bounded: infinity minus infinity would be a
+    NaN. HALF: the series is within 2^-20, closer than what `far` cancels to.
     """
     if x.dtype == tl.float64:
+        x *= FACTOR
         p = tl.fma(x, 1.0 / 1307674368000.0, 1.0 / 87178291200.0)
         p = tl.fma(p, x, 1.0 / 6227020800.0)
         p = tl.fma(p, x, 1.0 / 479001600.0)
@@ -139,16 +141,27 @@ def expm1(x, far):
         p = tl.fma(p, x, 1.0 / 24.0)
         p = tl.fma(p, x, 1.0 / 6.0)
         p = tl.fma(p, x, 0.5)
+        square = x * x
+        near = square < 0.25
+        series = square * p
+        return tl.where(near, x + series, far), tl.where(near, series, far - x)
     else:
-        p = fma(x, 0.0001987562864087522, 0.0013981997035443783)
-        p = fma(p, x, 0.008333452045917511)
-        p = fma(p, x, 0.04166579619050026)
-        p = fma(p, x, 0.1666666567325592)
-        p = fma(p, x, 0.5)
-    square = mul(x, x)
-    near = square < 0.25
-    series = mul(square, p)
-    return tl.where(near, add(x, series), far), tl.where(near, series, sub(far, x))
+        if HALF:
+            p = fma(x, 0.0013914653100073338 * FACTOR**6, 0.00839541107416153 * FACTOR**5)
+            p = fma(p, x, 0.041667476296424866 * FACTOR**4)
+            p = fma(p, x, 0.16666279733181 * FACTOR**3)
+        else:
+            p = fma(x, 0.0001987562864087522 * FACTOR**7, 0.0013981997035443783 * FACTOR**6)
+            p = fma(p, x, 0.008333452045917511 * FACTOR**5)
+            p = fma(p, x, 0.04166579619050026 * FACTOR**4)
+            p = fma(p, x, 0.1666666567325592 * FACTOR**3)
+        p = fma(p, x, 0.5 * FACTOR**2)
+        square = mul(x, x)
+        near = square < 0.25 / FACTOR**2
+        series = mul(square, p)
+        return tl.where(near, fma(x, FACTOR, series), far), tl.where(
+            near, series, fma(x, -FACTOR, far)
+        )
 
 
 @triton.jit

@@ -80,15 +80,14 @@ def angle(y):
     f = add(w, sub(12582912.0, shifted))
     half = shifted.to(tl.uint32, bitcast=True) << 30
     odd = (half & 0x40000000) != 0
-    h = tl.where(odd, f * -1.0, f)
     g = mul(f, f)
     s = fma(g, -0.004683873616158962 * 8, 0.07971177995204926 * 8)
     s = fma(s, g, -0.6459665894508362 * 8)
-    s = mul(fma(s, g, 1.5707963705062866 * 8), h)
+    s = mul(fma(s, g, 1.5707963705062866 * 8), f)
     t = fma(g, -0.0204146821051836 * 8, 0.25360241532325745 * 8)
     t = fma(t, g, -1.2336976528167725 * 8)
     t = fma(t, g, 8.0)
-    return tl.where(odd, s, t), tl.where(odd, t, s), half & 0x80000000
+    return tl.where(odd, s * -1.0, t), tl.where(odd, t, s), half & 0x80000000
 
 
 @triton.jit

@@ -46,10 +46,10 @@ def reparameterise(mu, sigma, eps):
 
 
 @triton.jit
-def kl_standard(mu, l, sigma):
+def kl_standard(mu, l, sigma, HALF: tl.constexpr):
     """The KL against N(0, 1), and its derivatives by mu, logvar and prior_logvar."""
     # e^88 absorbs 88 in either precision.
-    value, g = expm1(at_most(l, 88.0), fma(sigma, sigma, -1.0))
+    value, g = expm1(at_most(l, 88.0), fma(sigma, sigma, -1.0), HALF)
     derivative = value * 0.5
     return tl.fma(mu, mu, g) * 0.5, mu, derivative, -tl.fma(mu * 0.5, mu, derivative)
 
@@ -58,7 +58,7 @@ def kl_standard(mu, l, sigma):
 def kl_prior(mu, l, m2, lv2, HALF: tl.constexpr):
     """The KL against N(m2, e^lv2), and its derivatives by mu, logvar and prior_logvar."""
     d = l - lv2
-    value, g = expm1(at_most(d, 88.0), sub(exp(d, HALF), 1.0))
+    value, g = expm1(at_most(d, 88.0), sub(exp(d, HALF), 1.0), HALF)
     # In two steps, by e^(-lv2/4) kept finite: 0 times infinity would make a NaN.
     q = exp_saturated(lv2, HALF, -0.25)
     s = ((mu - m2) * q) * q
@@ -114,7 +114,7 @@ def kl_of_tile(
     HALF: tl.constexpr,
 ):  # fmt: skip
     if STANDARD:
-        return kl_standard(mu, l, sigma)
+        return kl_standard(mu, l, sigma, HALF)
     else:
         if prior_mu is None:
             m2 = tl.full((1, 1), prior_mu_value, T)
