@@ -139,23 +139,15 @@ static inline void store_two(__m256 a, __m256 b, Half* out) {
 
 #endif
 
-template <class S>
-GENKERN_HD Floats load_floats(const S* in) {
-  Floats out;
-  for (int i = 0; i < kVectors; ++i) out.v[i] = widened(in + i * Lanes::kFloats);
+template <int N, class S>
+GENKERN_HD Floats<N> load_as(Number<Floats<N>>, const S* in) {
+  Floats<N> out;
+  for (int i = 0; i < N; ++i) out.v[i] = widened(in + i * Lanes::kFloats);
   return out;
 }
-template <>
-GENKERN_HD Floats load_vector<Floats, BFloat16>(const BFloat16* in) {
-  return load_floats(in);
-}
-template <>
-GENKERN_HD Floats load_vector<Floats, Half>(const Half* in) {
-  return load_floats(in);
-}
-template <class S>
-GENKERN_HD void store_vector(S* out, Floats x) {
-  for (int i = 0; i < kVectors; i += 2) store_two(x.v[i], x.v[i + 1], out + i * Lanes::kFloats);
+template <int N, class S>
+GENKERN_HD void store_vector(S* out, Floats<N> x) {
+  for (int i = 0; i < N; i += 2) store_two(x.v[i], x.v[i + 1], out + i * Lanes::kFloats);
 }
 
 template <class S>

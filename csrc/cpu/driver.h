@@ -167,7 +167,7 @@ struct Unit {
 // are converted on the way: buffers cost twice the loads and stores.
 template <class S, int N>
 bool in_rows(const Tensors<S, N>& a, const Unit& unit, std::initializer_list<int> tensors) {
-  if (Step<float>::kWidth == 1 || sizeof(S) != 2) return false;
+  if (kVectors == 1 || sizeof(S) != 2) return false;
   for (int tensor : tensors) {
     if (a[tensor] && !a[tensor].row(unit.start, unit.n)) return false;
   }

@@ -26,6 +26,7 @@ struct Lanes {
   // Philox for the next words beside Box and Muller for these: they use other execution units.
   // There are registers for both.
   static constexpr bool kOverlap = true;
+  static constexpr int kManyVectors = 4;
 
   static Wide order() { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
   static Wide wide(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
@@ -75,6 +76,8 @@ struct Lanes {
   // Four batches do not fit the sixteen registers, and are faster than two that do.
   static constexpr int kUnroll = 4;
   static constexpr bool kOverlap = false;
+  // Where a chain holds few values, eight cover the latency, though some then wait in memory.
+  static constexpr int kManyVectors = 8;
 
   static Wide order() { return _mm256_setr_epi64x(0, 2, 1, 3); }
   static Wide wide(uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
@@ -142,6 +145,14 @@ struct Pack {
   explicit GENKERN_HD Pack(float x) {
     for (int i = 0; i < N; ++i) v[i] = Lanes::broadcast(x);
   }
+#if !defined(__AVX512F__)
+  // GCC copies an array of these vectors by way of memory and integer registers.
+  GENKERN_HD Pack(const Pack& other) { *this = other; }
+  GENKERN_HD Pack& operator=(const Pack& other) {
+    for (int i = 0; i < N; ++i) v[i] = other.v[i];
+    return *this;
+  }
+#endif
   V v[N];
 };
 template <class V, int N>
@@ -168,6 +179,7 @@ GENKERN_PACK_OPERATOR(-)
 GENKERN_PACK_OPERATOR(*)
 GENKERN_PACK_OPERATOR(/)
 GENKERN_PACK_OPERATOR(&)
+GENKERN_PACK_OPERATOR(|)
 GENKERN_PACK_OPERATOR(^)
 GENKERN_PACK_OPERATOR(<<)
 #undef GENKERN_PACK_OPERATOR
@@ -203,6 +215,7 @@ struct PackLanes {
 using genkern::at_least;
 using genkern::at_most;
 using genkern::clamp;
+using genkern::decay;
 using genkern::exp;
 using genkern::expm1;
 using genkern::madd;
@@ -211,33 +224,80 @@ using genkern::root_exp;
 using genkern::root_expm1;
 using genkern::select_less;
 
-constexpr int kVectors = 4;  // chains in flight: measured, 1 to 4
-using Floats = Pack<Lanes::F, kVectors>;
-using FloatsLanes = PackLanes<Lanes, kVectors>;
+// Chains in flight: measured, 1 to 8.
+constexpr int kVectors = 4, kManyVectors = Lanes::kManyVectors;
+template <int N>
+using Floats = Pack<Lanes::F, N>;
+template <int N>
+using FloatsLanes = PackLanes<Lanes, N>;
 
-GENKERN_HD Floats madd(Floats a, Floats b, Floats c) { return FloatsLanes::fma(a, b, c); }
-GENKERN_HD Floats select_less(Floats a, Floats b, Floats x, Floats y) {
-  return FloatsLanes::each<Floats>(Lanes::select_less, a, b, x, y);
+template <int N>
+GENKERN_HD Floats<N> madd(Floats<N> a, Floats<N> b, Floats<N> c) {
+  return FloatsLanes<N>::fma(a, b, c);
 }
-GENKERN_HD Floats at_least(Floats x, Floats low) {
-  return FloatsLanes::each<Floats>(Lanes::max, low, x);
+template <int N>
+GENKERN_HD Floats<N> select_less(Floats<N> a, Floats<N> b, Floats<N> x, Floats<N> y) {
+  return FloatsLanes<N>::template each<Floats<N>>(Lanes::select_less, a, b, x, y);
 }
-GENKERN_HD Floats at_most(Floats x, Floats high) {
-  return FloatsLanes::each<Floats>(Lanes::min, high, x);
+template <int N>
+GENKERN_HD Floats<N> at_least(Floats<N> x, Floats<N> low) {
+  return FloatsLanes<N>::template each<Floats<N>>(Lanes::max, low, x);
 }
-GENKERN_HD Floats clamp(Floats x, Floats low, Floats high) {
+template <int N>
+GENKERN_HD Floats<N> at_most(Floats<N> x, Floats<N> high) {
+  return FloatsLanes<N>::template each<Floats<N>>(Lanes::min, high, x);
+}
+template <int N>
+GENKERN_HD Floats<N> clamp(Floats<N> x, Floats<N> low, Floats<N> high) {
   return at_most(at_least(x, low), high);
 }
-GENKERN_HD Floats magnitude(Floats x) {
-  return FloatsLanes::as_float(FloatsLanes::as_uint(x) & 0x7fffffffu);
+template <int N>
+GENKERN_HD Floats<N> magnitude(Floats<N> x) {
+  return FloatsLanes<N>::as_float(FloatsLanes<N>::as_uint(x) & 0x7fffffffu);
 }
-GENKERN_HD Floats exp(Floats x) { return exp_single<FloatsLanes>(x); }
-GENKERN_HD Floats root_exp(Floats x) { return reduced_root<FloatsLanes>(x).value; }
-GENKERN_HD RootExpm1<Floats> root_expm1(Floats x) { return root_expm1_single<FloatsLanes>(x); }
-GENKERN_HD Expm1<Floats> expm1(Floats x) { return root_expm1(x).expm1; }
+template <int N>
+GENKERN_HD Floats<N> exp(Floats<N> x) {
+  return exp_single<FloatsLanes<N>>(x);
+}
+#if !defined(__AVX512F__)
+// The bits of exp(-magnitude(x)), with less on the way: what does not grow needs no upper bound,
+// nor its exponent in two parts. r and q are not doubled, as they are in reduced_root.
+template <int N>
+GENKERN_HD Floats<N> decay(Floats<N> x) {
+  using L = FloatsLanes<N>;
+  const auto c = [](float f) { return L::broadcast(f); };
+  const Floats<N> y = at_least(L::as_float(L::as_uint(x) | 0x80000000u), c(-87.5f));
+  const Floats<N> shifted = madd(y, c(0x1.715476p+0f), c(12582912.0f + 126.0f));
+  const Floats<N> n = shifted - c(12582912.0f + 126.0f);
+  const Floats<N> r = madd(n, c(-0x1.7f7d1cp-20f), madd(n, c(-0x1.62e4p-1f), y));
+  Floats<N> p = c(0.0013863786589354277f);
+  p = madd(p, r, c(0.008367476053535938f));
+  p = madd(p, r, c(0.041667237877845764f));
+  p = madd(p, r, c(0.16666534543037415f));
+  p = madd(p, r, c(0.5f));
+  const Floats<N> q = madd(p * r, r, r);
+  const Floats<N> half = L::as_float(L::as_uint(shifted) << 23);
+  const Floats<N> power = half + half;
+  return madd(q, power, power);
+}
+#endif
+template <int N>
+GENKERN_HD Floats<N> root_exp(Floats<N> x) {
+  return reduced_root<FloatsLanes<N>>(x).value;
+}
+template <int N>
+GENKERN_HD RootExpm1<Floats<N>> root_expm1(Floats<N> x) {
+  return root_expm1_single<FloatsLanes<N>>(x);
+}
+template <int N>
+GENKERN_HD Expm1<Floats<N>> expm1(Floats<N> x) {
+  return root_expm1(x).expm1;
+}
 
 #pragma GCC diagnostic pop
 
+#else
+constexpr int kVectors = 1, kManyVectors = 1;
 #endif
 
 template <class V>
@@ -245,43 +305,50 @@ struct Number {
   using T = V;
 };
 
-// What a loop over T works on at a time: a number, or vectors of floats.
-template <class T>
+// What a loop over T works on at a time: a number, or N vectors of floats.
+template <class T, int N>
 struct Step {
   using V = T;
   static constexpr int kWidth = 1;
 };
 template <class V, class T>
-GENKERN_HD V load_vector(const T* in) {
+GENKERN_HD V load_as(Number<V>, const T* in) {
   return static_cast<V>(*in);
 }
 GENKERN_HD void store_vector(float* out, float x) { *out = x; }
 GENKERN_HD void store_vector(double* out, double x) { *out = x; }
 
 #if defined(GENKERN_VECTORS)
-template <>
-struct Step<float> {
-  using V = Floats;
-  static constexpr int kWidth = kVectors * Lanes::kFloats;
+template <int N>
+struct Step<float, N> {
+  using V = Floats<N>;
+  static constexpr int kWidth = N * Lanes::kFloats;
 };
-template <>
-GENKERN_HD Floats load_vector<Floats, float>(const float* in) {
-  Floats out;
-  for (int i = 0; i < kVectors; ++i) out.v[i] = Lanes::load(in + i * Lanes::kFloats);
+template <int N>
+GENKERN_HD Floats<N> load_as(Number<Floats<N>>, const float* in) {
+  Floats<N> out;
+  for (int i = 0; i < N; ++i) out.v[i] = Lanes::load(in + i * Lanes::kFloats);
   return out;
 }
-GENKERN_HD void store_vector(float* out, Floats x) {
-  for (int i = 0; i < kVectors; ++i) Lanes::store(out + i * Lanes::kFloats, x.v[i]);
+template <int N>
+GENKERN_HD void store_vector(float* out, Floats<N> x) {
+  for (int i = 0; i < N; ++i) Lanes::store(out + i * Lanes::kFloats, x.v[i]);
 }
 #endif
 
-// Calls f with the type to work on and an offset: vectors over [0, n), then the rest by numbers.
-template <class T, class F>
+template <class V, class T>
+GENKERN_HD V load_vector(const T* in) {
+  return load_as(Number<V>(), in);
+}
+
+// Calls f with the type to work on and an offset: N vectors over [0, n), then the rest by numbers.
+template <class T, int N = kVectors, class F>
 GENKERN_HD void for_steps(int64_t n, const F& f) {
-  using V = typename Step<T>::V;
+  using V = typename Step<T, N>::V;
+  constexpr int kWidth = Step<T, N>::kWidth;
   int64_t i = 0;
-  if constexpr (Step<T>::kWidth > 1) {
-    for (; i + Step<T>::kWidth <= n; i += Step<T>::kWidth) f(Number<V>(), i);
+  if constexpr (kWidth > 1) {
+    for (; i + kWidth <= n; i += kWidth) f(Number<V>(), i);
   }
 #pragma GCC ivdep
   for (int64_t j = i; j < n; ++j) f(Number<T>(), j);

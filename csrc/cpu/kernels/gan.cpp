@@ -42,6 +42,12 @@ void with_form(LogitForm form, const F& f) {
   }
 }
 
+// The vectors that a loop works on at a time.
+constexpr int chains(LogitForm form) {
+  const bool elementary = form == LogitForm::kLogistic || form == LogitForm::kProbability;
+  return elementary ? kManyVectors : kVectors;
+}
+
 // The values, and where kGradient is set the derivatives times `scale`.
 template <bool kGradient, class T>
 void term_loop(const LogitTerm& term, double scale, int64_t n, const T* __restrict x,
@@ -49,7 +55,7 @@ void term_loop(const LogitTerm& term, double scale, int64_t n, const T* __restri
   const TermNumbers<T> c(term);
   const T by = static_cast<T>(scale);
   with_form(term.form, [=](auto form) {
-    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+    for_steps<T, chains(form())>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
       using V = typename decltype(number)::T;
       const auto f = c.template at<form()>(load_vector<V>(x + i));
       store_vector(out + i, f.value);
@@ -73,7 +79,7 @@ void term_gradients(const LogitTerm& term, double scale, int64_t n, const T* __r
   const TermNumbers<T> c(term);
   const T by = static_cast<T>(scale);
   with_form(term.form, [=](auto form) {
-    for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+    for_steps<T, chains(form())>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
       using V = typename decltype(number)::T;
       const V derivative = c.template at<form()>(load_vector<V>(x + i)).u;
       store_vector(out + i, load_vector<V>(grad + i) * V(by) * derivative);

@@ -45,7 +45,8 @@ void posterior_loop(const Posterior& call, int64_t n, const P* __restrict mu,
                     const P* __restrict logvar, const T* __restrict m2, const T* __restrict lv2,
                     const E* __restrict eps, O* __restrict z, T* __restrict kl) {
   const PosteriorNumbers<T> numbers(call);
-  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+  constexpr int kChains = kKl && !kPrior ? kManyVectors : kVectors;
+  for_steps<T, kChains>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
     const PosteriorNumbers<V> c(numbers);
     const V m = load_vector<V>(mu + i);
@@ -117,7 +118,8 @@ void posterior_typed(const Posterior& call) {
   for_units(call, cut, call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
     alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], z_[kChunk], kl_[kChunk];
     alignas(64) S rounded[kChunk];
-    alignas(64) T m2_[kPrior ? kChunk : Step<T>::kWidth], lv2_[kPrior ? kChunk : Step<T>::kWidth];
+    alignas(64) T m2_[kPrior ? kChunk : Step<T, kManyVectors>::kWidth],
+        lv2_[kPrior ? kChunk : Step<T, kManyVectors>::kWidth];
     if constexpr (kPrior) {
       fill_constant(static_cast<T>(call.prior_mu_value), m2_);
       fill_constant(static_cast<T>(call.prior_logvar_value), lv2_);
@@ -293,8 +295,8 @@ void posterior_backward_typed(const Posterior& call) {
       call, cut, draws && call.keys.data ? kNoiseGrain : kGrain, [&](int64_t begin, int64_t end) {
         alignas(64) T mu_[kChunk], logvar_[kChunk], eps_[kChunk], gz_[kChunk], gkl_[kChunk];
         alignas(64) T sum[kChunk], along[kChunk];
-        alignas(64) T m2_[kPrior ? kChunk : Step<T>::kWidth],
-            lv2_[kPrior ? kChunk : Step<T>::kWidth];
+        alignas(64) T m2_[kPrior ? kChunk : Step<T, kManyVectors>::kWidth],
+            lv2_[kPrior ? kChunk : Step<T, kManyVectors>::kWidth];
         alignas(64) T out_[4][kChunk];
         alignas(64) S rounded[2][kChunk];
         if constexpr (kPrior) {
@@ -469,7 +471,8 @@ template <class Kind, class T, class P>
 void value_loop(const Likelihood& call, int64_t n, const P* __restrict a, const P* __restrict b,
                 const T* __restrict l, T* __restrict out) {
   const typename Kind::template Constants<T> c(call);
-  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+  constexpr int kChains = Kind::kLearned ? kVectors : kManyVectors;
+  for_steps<T, kChains>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
     store_vector(out + i, Kind::value(c, load_vector<V>(a + i), load_vector<V>(b + i),
                                       load_vector<V>(l + i)));

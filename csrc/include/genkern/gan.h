@@ -24,7 +24,7 @@ struct OfLogit {
 template <class Exp = FullExp, class T>
 GENKERN_HD OfLogit<T> logistic_loss(T u, T s) {
   const T zero = T(0.0f), one = T(1.0f);
-  const T e = Exp::of(-magnitude(u));
+  const T e = Exp::decay_of(u);
   const T sigmoid = ratio(select_less(u, zero, one, e), one + e);  // of -u
   // Without smoothing an infinite u must not meet the 0.
   const T smoothed = select_less(zero, s, s * u, zero);
@@ -57,7 +57,7 @@ GENKERN_HD OfLogit<T> square_loss(T u, T s) {
 template <class Exp = FullExp, class T>
 GENKERN_HD OfLogit<T> probability(T u) {
   const T zero = T(0.0f), one = T(1.0f);
-  const T e = Exp::of(-magnitude(u));
+  const T e = Exp::decay_of(u);
   const T larger = ratio(one, one + e), smaller = ratio(e, one + e);
   return {select_less(u, zero, smaller, larger), larger * smaller};
 }

@@ -128,6 +128,11 @@ GENKERN_HD float exp(float x) {
 #endif
 }
 GENKERN_HD double exp(double x) { return ::exp(x); }
+// e^-|x|.
+template <class T>
+GENKERN_HD T decay(T x) {
+  return exp(-magnitude(x));
+}
 
 // e^(x/2).
 template <class T>
@@ -255,6 +260,10 @@ struct FullExp {
     return exp(at_most(T(factor) * x, T(Limits<T>::kLargestExponent)));
   }
   template <class T>
+  static GENKERN_HD T decay_of(T x) {
+    return decay(x);
+  }
+  template <class T>
   static GENKERN_HD Expm1<T> expm1_of(T x) {
     return expm1(x);
   }
@@ -287,6 +296,10 @@ struct HalfExp {
   template <class T>
   static GENKERN_HD T saturated(float factor, T x) {
     return exp2_fast(at_most(x * T(factor * kLog2E), T(127.0f)));
+  }
+  template <class T>
+  static GENKERN_HD T decay_of(T x) {
+    return of(-magnitude(x));
   }
   template <class T>
   static GENKERN_HD Expm1<T> expm1_of(T x) {

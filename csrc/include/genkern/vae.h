@@ -84,7 +84,7 @@ struct BernoulliNll {
 template <class Exp = FullExp, class T>
 GENKERN_HD BernoulliNll<T> bernoulli_nll(T logit, T x) {
   const T zero = T(0.0f), one = T(1.0f);
-  const T e = Exp::of(-magnitude(logit));
+  const T e = Exp::decay_of(logit);
   const T top = select_less(zero, logit, one, e);
   return {madd(-logit, x, at_least(logit, zero)) + log1p_exp(e), ratio(top, one + e) - x};
 }
