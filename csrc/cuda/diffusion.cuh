@@ -696,6 +696,7 @@ struct VlbRow {
     const Acc deviations = magnitude(row[kVlbMeanX0]) * FullExp::of(Acc(-0.5) * true_lv);
     exponent = decoder ? lv : kHalfLog2E * (true_lv - lv);
     of_values = decoder ? lv_values : -kHalfLog2E * lv_values;
+    // Above 0: an infinite bound of a clip times 0 would be a NaN.
     unit = decoder ? Acc(1) : at_least(finite(deviations), std::numeric_limits<Acc>::min());
     of_x0 = (clips ? unit : Acc(0)) - finite(unit * row[kDiffX0]);
     of_noise = -finite(unit * row[kDiffNoise]);
