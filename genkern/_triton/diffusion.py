@@ -176,7 +176,7 @@ def decoder_nll(d, x0, lv, DOUBLE: tl.constexpr):
     total, by_s, by_w = narrow_bin(w, s, DOUBLE)
     p = tl.where(narrow, total, p)
     # log w with lv itself: w underflows. The number is 1/2 log 2 pi - log(2 / 255).
-    value = tl.where(narrow, tl.fma(s * s + lv, 0.5, 5.7670548978031536), value) - tl.log(p)
+    value = tl.where(narrow, fma(s * s + lv, 0.5, 5.7670548978031536), value) - tl.log(p)
     # The derivatives, times p, less s and 1 - s^2 of a narrow bin.
     along_c = tl.where(narrow, -w * by_s, (near - far) * (1.0 / ROOT_2_PI))
     along_lv = tl.where(narrow, (w * s) * by_s + by_w, (b * far - a * near) * (1.0 / ROOT_2_PI))
@@ -638,7 +638,7 @@ def guidance_factor_kernel(
     first = partial + sample * parts * 4
     plain = squared_deviations(first, parts, column_tiles, columns, rows, COLUMNS, LANES)
     mixed = squared_deviations(first + 2, parts, column_tiles, columns, rows, COLUMNS, LANES)
-    factor = tl.fma(guidance_rescale, tl.sqrt(plain / mixed), 1.0 - guidance_rescale)
+    factor = fma(guidance_rescale, tl.sqrt(plain / mixed), 1.0 - guidance_rescale)
     tl.store(out + sample, factor.to(out.dtype.element_ty))
 
 
@@ -766,7 +766,7 @@ def select_digit_kernel(
             high = top + digit_of(count, rank + step)[0]
         a = magnitude(top + digit, T).to(tl.float64)
         b = magnitude(high, T).to(tl.float64)
-        value = tl.fma(fraction, b - a, a)
+        value = fma(fraction, b - a, a)
         # As torch.clamp(min=1, max=max_value): the upper bound wins.
         value = tl.where(value < 1.0, 1.0, value)
         value = tl.where(value > max_value, max_value, value)

@@ -131,8 +131,8 @@ def ratio(a, b):
     if cuda_arch() > 0:
         # Rounded correctly, it would have branches.
         y = approximation("rcp", b)
-        e = tl.fma(b * -1.0, y, 1.0)
-        return a * tl.fma(y, tl.fma(e, e, e), y)
+        e = fma(b * -1.0, y, 1.0)
+        return a * fma(y, fma(e, e, e), y)
     else:
         return a / b
 
@@ -143,8 +143,8 @@ def root(a):
     if cuda_arch() > 0:
         y = approximation("rsqrt", a)
         g = a * y
-        e = tl.fma(g * -1.0, y, 1.0)
-        return tl.fma(g * e, tl.fma(e, 0.375, 0.5), g)
+        e = fma(g * -1.0, y, 1.0)
+        return fma(g * e, fma(e, 0.375, 0.5), g)
     else:
         return tl.sqrt(a)
 
@@ -155,37 +155,37 @@ def log1p_small(f, FACTOR: tl.constexpr = 1.0):
     # 2 atanh(s) = s (2 + q p(q)), q = s^2, p minimax: 2^-59 of the whole.
     s = ratio(f, f + 2.0)
     q = s * s
-    p = tl.fma(q, 0.14795488561115577 * FACTOR, 0.1531409757369574 * FACTOR)
-    p = tl.fma(p, q, 0.1818356245135015 * FACTOR)
-    p = tl.fma(p, q, 0.22222198609955557 * FACTOR)
-    p = tl.fma(p, q, 0.28571428742022964 * FACTOR)
-    p = tl.fma(p, q, 0.3999999999941634 * FACTOR)
-    p = tl.fma(p, q, 0.6666666666666734 * FACTOR)
-    return s * tl.fma(p, q, 2.0 * FACTOR)
+    p = fma(q, 0.14795488561115577 * FACTOR, 0.1531409757369574 * FACTOR)
+    p = fma(p, q, 0.1818356245135015 * FACTOR)
+    p = fma(p, q, 0.22222198609955557 * FACTOR)
+    p = fma(p, q, 0.28571428742022964 * FACTOR)
+    p = fma(p, q, 0.3999999999941634 * FACTOR)
+    p = fma(p, q, 0.6666666666666734 * FACTOR)
+    return s * fma(p, q, 2.0 * FACTOR)
 
 
 @triton.jit
 def sine_double(x):
     """sin x for |x| <= pi/4: minimax, 2^-56 of the whole."""
     g = x * x
-    p = tl.fma(g, 1.5896230180687828e-10, -2.505074776333573e-08)
-    p = tl.fma(p, g, 2.7557313621389356e-06)
-    p = tl.fma(p, g, -0.0001984126982958955)
-    p = tl.fma(p, g, 0.008333333333322118)
-    p = tl.fma(p, g, -0.1666666666666663)
-    return tl.fma(x * g, p, x)
+    p = fma(g, 1.5896230180687828e-10, -2.505074776333573e-08)
+    p = fma(p, g, 2.7557313621389356e-06)
+    p = fma(p, g, -0.0001984126982958955)
+    p = fma(p, g, 0.008333333333322118)
+    p = fma(p, g, -0.1666666666666663)
+    return fma(x * g, p, x)
 
 
 @triton.jit
 def cosine_double(x):
     """cos x for |x| <= pi/4: minimax, 2^-59 of the whole."""
     g = x * x
-    p = tl.fma(g, -1.1358536508219977e-11, 2.087570084165005e-09)
-    p = tl.fma(p, g, -2.7557314179293617e-07)
-    p = tl.fma(p, g, 2.480158728885169e-05)
-    p = tl.fma(p, g, -0.0013888888888873056)
-    p = tl.fma(p, g, 0.041666666666666595)
-    return tl.fma(g * g, p, tl.fma(g, -0.5, 1.0))
+    p = fma(g, -1.1358536508219977e-11, 2.087570084165005e-09)
+    p = fma(p, g, -2.7557314179293617e-07)
+    p = fma(p, g, 2.480158728885169e-05)
+    p = fma(p, g, -0.0013888888888873056)
+    p = fma(p, g, 0.041666666666666595)
+    return fma(g * g, p, fma(g, -0.5, 1.0))
 
 
 @triton.jit
@@ -193,7 +193,7 @@ def radius_double(x):
     """sqrt(-2 ln u), u = (x + 1/2) 2^-64, with full relative precision at both ends."""
     high = (x >> 32).to(tl.uint32)
     # u, less 1 where that is at least 1/2: there it has the precision that u lacks.
-    rest = tl.fma(
+    rest = fma(
         x.to(tl.int64, bitcast=True).to(tl.float64), 5.421010862427522e-20, 2.710505431213761e-20
     )
     u = rest + tl.where(high >= 0x80000000, 1.0, 0.0).to(tl.float64)
@@ -204,7 +204,7 @@ def radius_double(x):
     # From sqrt(1/2) on e is 0.
     f = tl.where(high >= 0xB504F334, rest, m.to(tl.float64, bitcast=True) - 1.0)
     e = exponent.to(tl.int32, bitcast=True).to(tl.float64)
-    return root(tl.fma(e, -1.3220733271788507e-06, log1p_small(f, -2.0)))
+    return root(fma(e, -1.3220733271788507e-06, log1p_small(f, -2.0)))
 
 
 @triton.jit
@@ -213,7 +213,7 @@ def box_muller_double(x, y):
     # v = (y + 1/2) 2^-64 less its nearest quarter turn, the top two bits of `turns`.
     turns = (y >> 32).to(tl.uint32) + 0x20000000
     rest = (y << 2).to(tl.int64, bitcast=True).to(tl.float64)
-    theta = tl.fma(rest, 8.515303950216386e-20, 1.7030607900432772e-19)  # 2 pi 2^-66, 2 pi 2^-65
+    theta = fma(rest, 8.515303950216386e-20, 1.7030607900432772e-19)  # 2 pi 2^-66, 2 pi 2^-65
     # As in `angle`.
     odd = (turns & 0x40000000) != 0
     h = flip_sign_double(theta, (turns << 1) & 0x80000000)

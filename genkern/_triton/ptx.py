@@ -27,6 +27,20 @@ def in_pairs(*operands):
     return cuda_arch() >= 100 and several and all(x.dtype == tl.float32 for x in tensors)
 
 
+@triton.constexpr_function
+def is_double(*operands):
+    return any(isinstance(x, tl.tensor) and x.dtype == tl.float64 for x in operands)
+
+
+@triton.jit
+def double(x):
+    """x, a tensor if it is a constant: `tl.fma` before Triton 3.9 takes those for float32."""
+    if is_double(x):
+        return x
+    else:
+        return tl.full((), x, tl.float64)
+
+
 @triton.jit
 def fma(a, b, c):
     if in_pairs(a, b, c):
@@ -36,6 +50,8 @@ def fma(a, b, c):
             fma.rn.f32x2 a, a, b, c; mov.b64 {$0, $1}, a; }""",
             "=r,=r,r,r,r,r,r,r", [a, b, c], tl.float32, True, 2,
         )  # fmt: skip
+    elif is_double(a, b, c):
+        return tl.fma(double(a), double(b), double(c))
     else:
         return tl.fma(a, b, c)
 
