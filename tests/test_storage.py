@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
 import torch
+from instruction_sets import capability_in_use, each_capability, run_under
 
 import genkern
-from genkern._info import CAPABILITIES
-from genkern._native import unavailable_reason
-
-_ROOT = Path(genkern.__file__).parents[1]
 
 
 def mixed(real: torch.Tensor, fake: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -41,19 +32,12 @@ def main() -> None:
     """Prints the instruction set that was checked."""
     check(torch.bfloat16)
     check(torch.float16)
-    print(CAPABILITIES[torch.ops._genkern_cpu.capability()])
+    print(capability_in_use())
 
 
-@pytest.mark.skipif(unavailable_reason("cpu") is not None, reason="no native library")
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@each_capability
 def test_every_number_is_read_and_rounded_as_torch_does(capability: str) -> None:
-    if capability not in CAPABILITIES[: torch.ops._genkern_cpu.capability() + 1]:
-        pytest.skip(f"this processor has no {capability}")
-    environment = os.environ | {"GENKERN_CPU_CAPABILITY": capability, "PYTHONPATH": str(_ROOT)}
-    run = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True
-    )
-    assert run.stdout.strip() == capability, run.stderr
+    run_under(capability, __file__)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-import pytest
 import torch
+from instruction_sets import capability_in_use, each_capability, run_under
 
 import genkern
 from genkern import gan, vae
-from genkern._info import CAPABILITIES
-from genkern._native import unavailable_reason
 
-_ROOT = Path(genkern.__file__).parents[1]
 _SHORT = 7  # numbers, fewer than a vector holds
 
 _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -53,19 +46,12 @@ def main() -> None:
     """Prints the instruction set that was checked."""
     for f in _FUNCTIONS.values():
         check(f)
-    print(CAPABILITIES[torch.ops._genkern_cpu.capability()])
+    print(capability_in_use())
 
 
-@pytest.mark.skipif(unavailable_reason("cpu") is not None, reason="no native library")
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@each_capability
 def test_vectors_and_numbers_have_the_same_bits(capability: str) -> None:
-    if capability not in CAPABILITIES[: torch.ops._genkern_cpu.capability() + 1]:
-        pytest.skip(f"this processor has no {capability}")
-    environment = os.environ | {"GENKERN_CPU_CAPABILITY": capability, "PYTHONPATH": str(_ROOT)}
-    run = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True
-    )
-    assert run.stdout.strip() == capability, run.stderr
+    run_under(capability, __file__)
 
 
 if __name__ == "__main__":
