@@ -115,9 +115,7 @@ struct Lanes {
   static U as_uint(F x) { return reinterpret_cast<U>(x); }
   static F broadcast(float x) { return _mm256_set1_ps(x); }
   static F select(U mask, F a, F b) { return _mm256_blendv_ps(a, b, reinterpret_cast<F>(mask)); }
-  static F select_less(F a, F b, F x, F y) {
-    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
-  }
+  static F select_less(F a, F b, F x, F y) { return a < b ? x : y; }
   // Where one operand is NaN these instructions give the second.
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }

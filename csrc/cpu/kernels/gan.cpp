@@ -25,20 +25,23 @@ struct TermNumbers {
   T sign, factor, smoothing;
 };
 
+// What a term is of, and what becomes of its values.
+enum class Term {
+  kFirst,       // x
+  kSecond,      // x; they are added to what is there
+  kDifference,  // x - y, of the relativistic loss or D*
+};
+
 // Calls f with the form as a constant.
-template <class F>
+template <Term kTerm, class F>
 void with_form(LogitForm form, const F& f) {
-  switch (form) {
-    case LogitForm::kLogistic:
-      return f(std::integral_constant<LogitForm, LogitForm::kLogistic>());
-    case LogitForm::kHinge:
-      return f(std::integral_constant<LogitForm, LogitForm::kHinge>());
-    case LogitForm::kLinear:
-      return f(std::integral_constant<LogitForm, LogitForm::kLinear>());
-    case LogitForm::kSquare:
-      return f(std::integral_constant<LogitForm, LogitForm::kSquare>());
-    case LogitForm::kProbability:
-      return f(std::integral_constant<LogitForm, LogitForm::kProbability>());
+  using Form = LogitForm;
+  if (form == Form::kLogistic) return f(std::integral_constant<Form, Form::kLogistic>());
+  if (form == Form::kProbability) return f(std::integral_constant<Form, Form::kProbability>());
+  if constexpr (kTerm != Term::kDifference) {
+    if (form == Form::kHinge) return f(std::integral_constant<Form, Form::kHinge>());
+    if (form == Form::kLinear) return f(std::integral_constant<Form, Form::kLinear>());
+    if (form == Form::kSquare) return f(std::integral_constant<Form, Form::kSquare>());
   }
 }
 
@@ -48,48 +51,54 @@ constexpr int chains(LogitForm form) {
   return elementary ? kManyVectors : kVectors;
 }
 
+// `y` and `negative`, the gradient of y, are a difference's.
+template <Term kTerm, class V, class T>
+GENKERN_HD V term_logit(const T* x, const T* y, int64_t i) {
+  if constexpr (kTerm == Term::kDifference) return load_vector<V>(x + i) - load_vector<V>(y + i);
+  return load_vector<V>(x + i);
+}
+template <Term kTerm, class V, class T>
+GENKERN_HD void store_gradient(T* derivative, T* negative, int64_t i, V value) {
+  store_vector(derivative + i, value);
+  if constexpr (kTerm == Term::kDifference) store_vector(negative + i, -value);
+}
+
 // The values, and where kGradient is set the derivatives times `scale`.
-template <bool kGradient, class T>
+template <Term kTerm, bool kGradient, class T>
 void term_loop(const LogitTerm& term, double scale, int64_t n, const T* __restrict x,
-               T* __restrict out, T* __restrict derivative) {
+               const T* __restrict y, T* __restrict out, T* __restrict derivative,
+               T* __restrict negative) {
   const TermNumbers<T> c(term);
   const T by = static_cast<T>(scale);
-  with_form(term.form, [=](auto form) {
+  with_form<kTerm>(term.form, [=](auto form) {
     for_steps<T, chains(form())>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
       using V = typename decltype(number)::T;
-      const auto f = c.template at<form()>(load_vector<V>(x + i));
-      store_vector(out + i, f.value);
-      if constexpr (kGradient) store_vector(derivative + i, V(by) * f.u);
+      const auto f = c.template at<form()>(term_logit<kTerm, V>(x, y, i));
+      store_vector(out + i, kTerm == Term::kSecond ? load_vector<V>(out + i) + f.value : f.value);
+      if constexpr (kGradient) store_gradient<kTerm>(derivative, negative, i, V(by) * f.u);
     });
   });
 }
-template <class T>
-void term_values(const LogitTerm& term, double scale, int64_t n, const T* x, T* out,
-                 T* derivative) {
-  if (derivative) {
-    term_loop<true>(term, scale, n, x, out, derivative);
-  } else {
-    term_loop<false>(term, scale, n, x, out, derivative);
-  }
+template <Term kTerm, class T>
+void term_values(const LogitTerm& term, double scale, int64_t n, const T* x, const T* y, T* out,
+                 T* derivative, T* negative) {
+  const auto loop = derivative ? term_loop<kTerm, true, T> : term_loop<kTerm, false, T>;
+  loop(term, scale, n, x, y, out, derivative, negative);
 }
 
-template <class T>
+template <Term kTerm, class T>
 void term_gradients(const LogitTerm& term, double scale, int64_t n, const T* __restrict x,
-                    const T* __restrict grad, T* __restrict out) {
+                    const T* __restrict y, const T* __restrict grad, T* __restrict out,
+                    T* __restrict negative) {
   const TermNumbers<T> c(term);
   const T by = static_cast<T>(scale);
-  with_form(term.form, [=](auto form) {
+  with_form<kTerm>(term.form, [=](auto form) {
     for_steps<T, chains(form())>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
       using V = typename decltype(number)::T;
-      const V derivative = c.template at<form()>(load_vector<V>(x + i)).u;
-      store_vector(out + i, load_vector<V>(grad + i) * V(by) * derivative);
+      const V derivative = c.template at<form()>(term_logit<kTerm, V>(x, y, i)).u;
+      store_gradient<kTerm>(out, negative, i, load_vector<V>(grad + i) * V(by) * derivative);
     });
   });
-}
-
-template <class T>
-void add(int64_t n, const T* __restrict x, T* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] += x[i];
 }
 
 // What is written comes last.
@@ -99,30 +108,6 @@ template <class S>
 Tensors<S, kLogitTensors> logit_tensors(const Logits& call) {
   return {
       call, {&call.x, &call.y, &call.grad, &call.value, &call.grad_x, &call.grad_y}, true, kValue};
-}
-
-// The logits that the first term is of: x, or x - y.
-template <class S, class T>
-const T* first_logits(const Logits& call, const Tensors<S, kLogitTensors>& a, int64_t start,
-                      int64_t n, T* x_, T* y_) {
-  const T* x = a[kX].read(start, n, x_);
-  if (!call.difference) return x;
-  const T* y = a[kY].read(start, n, y_);
-  // x may be the buffer itself.
-  for (int64_t i = 0; i < n; ++i) x_[i] = x[i] - y[i];
-  return x_;
-}
-
-// Writes the gradient of the first logits to x's and, for x - y, its negative to y's.
-template <class S, class T>
-void write_gradients(const Logits& call, const Tensors<S, kLogitTensors>& a, int64_t start,
-                     int64_t n, const T* grad, const T* grad_x_, T* grad_y_) {
-  if (call.difference && a[kGradY]) {
-    T* negative = a[kGradY].target(start, n, grad_y_);
-    for (int64_t i = 0; i < n; ++i) negative[i] = -grad[i];
-    a[kGradY].write(start, n, negative, grad_y_);
-  }
-  if (a[kGradX]) a[kGradX].write(start, n, grad, grad_x_);
 }
 
 void logits(const Logits& call) {
@@ -135,21 +120,23 @@ void logits(const Logits& call) {
     const bool reduce = call.reduction != Reduction::kNone;
     const double factor = 1.0 / divisor(call);
     for_units(call, cut, kGrain, [&](int64_t begin, int64_t end) {
-      alignas(64) T x_[kChunk], y_[kChunk], out_[kChunk], second_[kChunk];
-      alignas(64) T grad_x_[kChunk], grad_y_[kChunk];
+      alignas(64) T x_[kChunk], y_[kChunk], out_[kChunk], grad_x_[kChunk], grad_y_[kChunk];
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
         const int64_t start = unit.start, n = unit.n;
         T* out = reduce ? out_ : a[kValue].target(start, n, out_);
-        T* grad = a[kGradX] ? a[kGradX].target(start, n, grad_x_) : nullptr;
-        term_values(call.x_term, factor, n, first_logits(call, a, start, n, x_, y_), out, grad);
-        if (grad) write_gradients(call, a, start, n, grad, grad_x_, grad_y_);
-        if (a[kY] && !call.difference) {
-          T* grad_y = a[kGradY] ? a[kGradY].target(start, n, grad_y_) : nullptr;
-          term_values(call.y_term, factor, n, a[kY].read(start, n, y_), second_, grad_y);
-          add(n, second_, out);
-          if (grad_y) a[kGradY].write(start, n, grad_y, grad_y_);
+        T* grad_x = a[kGradX] ? a[kGradX].target(start, n, grad_x_) : nullptr;
+        T* grad_y = a[kGradY] ? a[kGradY].target(start, n, grad_y_) : nullptr;
+        const T* x = a[kX].read(start, n, x_);
+        const T* y = a[kY] ? a[kY].read(start, n, y_) : nullptr;
+        if (call.difference) {
+          term_values<Term::kDifference>(call.x_term, factor, n, x, y, out, grad_x, grad_y);
+        } else {
+          term_values<Term::kFirst>(call.x_term, factor, n, x, y, out, grad_x, grad_y);
+          if (y) term_values<Term::kSecond>(call.y_term, factor, n, y, x, out, grad_y, grad_x);
         }
+        if (grad_x) a[kGradX].write(start, n, grad_x, grad_x_);
+        if (grad_y) a[kGradY].write(start, n, grad_y, grad_y_);
         if (reduce) {
           partial_sums(cut, unit, out, call.partials);
         } else {
@@ -173,10 +160,16 @@ void logits_backward(const Logits& call) {
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
         const int64_t start = unit.start, n = unit.n;
-        T* out = a[kGradX] ? a[kGradX].target(start, n, grad_x_) : grad_x_;
-        term_gradients(call.x_term, factor, n, first_logits(call, a, start, n, x_, y_),
-                       a[kLogitGrad].read(start, n, grad_), out);
-        write_gradients(call, a, start, n, out, grad_x_, grad_y_);
+        T* grad_x = a[kGradX] ? a[kGradX].target(start, n, grad_x_) : grad_x_;
+        T* grad_y = a[kGradY] ? a[kGradY].target(start, n, grad_y_) : grad_y_;
+        const T* grad = a[kLogitGrad].read(start, n, grad_);
+        const T* x = a[kX].read(start, n, x_);
+        const T* y = a[kY] ? a[kY].read(start, n, y_) : nullptr;
+        const auto gradients = call.difference ? term_gradients<Term::kDifference, T>
+                                               : term_gradients<Term::kFirst, T>;
+        gradients(call.x_term, factor, n, x, y, grad, grad_x, grad_y);
+        if (a[kGradX]) a[kGradX].write(start, n, grad_x, grad_x_);
+        if (a[kGradY]) a[kGradY].write(start, n, grad_y, grad_y_);
       }
     });
   });

@@ -85,6 +85,7 @@ template <class F>
 struct ReducedRoot {
   F x;  // at most what makes 2^n infinite
   F n, r2, w, q2;
+  F power;  // 2^(n-1)
   F value;
 };
 
@@ -113,8 +114,8 @@ GENKERN_HD ReducedRoot<F> reduced_root(F argument) {
   const F q2 = madd(w, r2, r2);
   // By 2 and 2^(n-1), which the exponent field holds up to n = 128; it is 0 at n = -126. Shifted
   // left, all that stays of `shifted` is n + 126.
-  const F value = (q2 + c(2.0f)) * L::as_float(L::as_uint(shifted) << 23);
-  return {x, n, r2, w, q2, value};
+  const F power = L::as_float(L::as_uint(shifted) << 23);
+  return {x, n, r2, w, q2, power, (q2 + c(2.0f)) * power};
 }
 template <class L, class F = typename L::F>
 GENKERN_HD F exp_single(F x) {
@@ -223,11 +224,12 @@ template <class L, class F = typename L::F>
 GENKERN_HD RootExpm1<F> root_expm1_single(F x) {
   const auto c = [](float f) { return L::broadcast(f); };
   const ReducedRoot<F> e = reduced_root<L>(x);
-  const F q = c(0.5f) * e.q2;
   const F size = magnitude(e.n), half = c(0.5f), top = c(-1.0f) - e.x;
+  // q there, e^(x/2) elsewhere: a square is added to, either way.
+  const F u = (e.q2 + select_less(size, half, c(0.0f), c(2.0f))) * e.power;
   return {e.value,
-          {select_less(size, half, madd(q, q, e.q2), madd(e.value, e.value, c(-1.0f))),
-           select_less(size, half, madd(e.w, e.r2, q * q), madd(e.value, e.value, top))}};
+          {madd(u, u, select_less(size, half, e.q2, c(-1.0f))),
+           madd(u, u, select_less(size, half, e.w * e.r2, top))}};
 }
 #if !defined(__CUDA_ARCH__)
 template <>
