@@ -36,7 +36,7 @@ help:
 	@echo "make cuda        compile the CUDA library (needs nvcc, no GPU)"
 	@echo "make gpu-static  print what the GPU kernels compile to and the speed that follows"
 	@echo "make exhaustive  tests of minutes: all 2^32 words, sanitizers, every GPU target"
-	@echo "make report      measure and test everything at length, write docs/report.md (hours)"
+	@echo "make report      measure and test everything at length, write docs/report.md (two hours)"
 	@echo "make fuzz        100,000 random and as many hostile calls (hours; ARGS=--quick: minutes)"
 	@echo "make sanitize    tests and fuzzing under ASan, UBSan and TSan (half an hour)"
 	@echo "make soak        train for an hour and watch the memory (ARGS=\"--minutes 5\")"

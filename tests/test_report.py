@@ -48,7 +48,7 @@ def test_each_part_is_a_command_that_there_is():
 def test_a_part_that_lacks_a_tool_is_left_out_and_one_that_fails_is_named(tmp_path):
     console = Console(file=(tmp_path / "said").open("w"), width=300)
     lacking = replace(PARTS[0], lacks=lambda: "a tool")
-    failing = replace(PARTS[0], name="failing", module="benchmarks.no_such_module")
+    failing = replace(PARTS[-1], name="failing", module="benchmarks.no_such_module")
     assert evidence.run([lacking, failing], True, console) == ["failing"]
     console.file.close()
     said = (tmp_path / "said").read_text()

@@ -23,7 +23,7 @@ What is known of genkern from runs on a machine without a GPU, and where it lose
 measures everything again and writes this page:
 
 ```sh
-make report                      # hours; parts that lack a tool say so and are left out
+make report                      # two hours; parts that lack a tool say so and are left out
 make report ARGS=--quick         # a quarter of an hour, in short forms
 make report ARGS="--only speed"  # one part
 ```

@@ -31,7 +31,10 @@ def _compiler() -> str | None:
 
 @dataclass(frozen=True)
 class Part:
-    """A command that writes docs/evidence/<name>.json; `lacks` says what it misses here."""
+    """A command that writes docs/evidence/<name>.json; `lacks` says what it misses here.
+
+    A timed one runs alone.
+    """
 
     name: str
     shows: str
@@ -39,6 +42,7 @@ class Part:
     arguments: Sequence[str] = ()
     quick: Sequence[str] = ("--quick",)
     module: str = ""
+    timed: bool = False
     lacks: Callable[[], str | None] = field(default=_nothing)
 
     @property
@@ -53,22 +57,24 @@ class Part:
         return ["-m", module, *chosen, "--json", str(self.file)]
 
 
-# Speed first, while the machine is cool and idle; what takes hours last.
+# Minutes on two cores.
 PARTS = (
     Part("speed", "speed beside eager PyTorch, torch.compile, diffusers and the memory", 7,
-         ("--rounds", "9", "--seconds", "1.3", "--without", "reference"), module="benchmarks"),
-    Part("integrations", "speed of other packages' loops", 2, ("--compile",), (),
+         ("--rounds", "9", "--seconds", "1.3", "--without", "reference"), module="benchmarks",
+         timed=True),
+    Part("integrations", "speed of other packages' loops", 2, ("--compile",), (), timed=True,
          lacks=_diffusers),
-    Part("profile", "instructions, odd sizes, first calls, scaling of the CPU kernels", 15),
-    Part("gpu_static", "the GPU kernels' machine code, and the speed that follows", 20,
+    Part("profile", "instructions, odd sizes, first calls, scaling of the CPU kernels", 15,
+         timed=True),
+    Part("gpu_static", "the GPU kernels' machine code, and the speed that follows", 8,
          lacks=_cuda_library),
-    Part("cuda_on_host", "the CUDA kernels executed on the CPU, with checks", 10,
+    Part("cuda_on_host", "the CUDA kernels executed on the CPU, with checks", 15,
          lacks=_compiler),
     Part("numerics", "errors beside eager PyTorch's, equality of bits", 15),
-    Part("randomness", "batteries, moments, tails and independence of the noise", 30),
-    Part("sanitize", "tests and fuzzing under ASan, UBSan and TSan", 30,
+    Part("randomness", "batteries, moments, tails and independence of the noise", 12),
+    Part("sanitize", "tests and fuzzing under ASan, UBSan and TSan", 25,
          quick=("--only", "baseline", "address"),
          lacks=_compiler),
-    Part("fuzz", "random and hostile calls", 60),
+    Part("fuzz", "random and hostile calls", 12),
     Part("soak", "training for an hour: memory", 60, ("--minutes", "60"), ("--minutes", "1")),
 )  # fmt: skip
