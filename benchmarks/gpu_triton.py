@@ -82,8 +82,8 @@ EXPLICIT = (
 )  # fmt: skip
 # What reads the tensors in a loop, of which a turn is counted.
 LOOPS = ("count_digits_kernel",)
-# What sums up as many tiles as `TURNS` in a loop: all of its turns are counted, and what is once.
-SUMS = ("noise_loss_kernel", "vlb_kernel")
+# What works on as many tiles as `TURNS` in a loop: all of its turns are counted, and what is once.
+SEVERAL = ("noise_loss_kernel", "vlb_kernel", "vlb_backward_kernel")
 # What runs after the kernel that reads the tensors: a few numbers.
 SECOND = ("sum_rows_kernel", "guidance_factor_kernel", "select_digit_kernel", "solve_kernel")
 _ARITHMETIC = r"\b(?:fma|mul|add|sub|div|sqrt|rsqrt|rcp|ex2|lg2|sin|cos)\.[\w.]*f(?:32|64)(?:x2)?\b"
@@ -238,7 +238,7 @@ def _describe_nvidia(kernel: Any, first: bool) -> dict[str, Any]:
         # All tensors, all mathematics and the end of a sum, and what is least of the rest.
         instructions, once = code.way(sass.WIDE, "MUFU|SHFL"), 0
     pipes: dict[str, float] = dict(Counter(map(sass.pipe, instructions)))
-    if kernel.name in SUMS:
+    if kernel.name in SEVERAL:
         turn, once = code.loop()
         each = Counter(map(sass.pipe, turn))
         pipes = {name: each[name] + (n - each[name]) / TURNS for name, n in pipes.items()}

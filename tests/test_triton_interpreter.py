@@ -156,6 +156,27 @@ def test_a_program_sums_up_several_tiles(monkeypatch, op, rows, columns):
     assert (total - values.sum()).abs() <= bound.sum()
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(2, 3 * launch.TILE + 7), (1, 5 * launch.TILE)])
+def test_gradients_do_not_depend_on_how_many_tiles_a_program_works_on(monkeypatch, rows, columns):
+    from genkern._triton import diffusion
+
+    pred, values, noise = (randn(rows, columns, seed=i) for i in range(3))
+    table = randn(2, 8, seed=3)
+    table[:, 7] = torch.tensor([0.0, 1.0])  # the decoder for t = 1
+    options = torch.tensor([0, 1])[:rows], -1.0, 1.0, 1.5, 0.5, False, launch.SUM, 0b11
+    x0 = noise.clamp(-1.0, 1.0)
+
+    def gradients():
+        args = torch.tensor(2.0), pred, values, x0, None, noise, table, *options
+        return diffusion.vlb_backward(*args)
+
+    expected = gradients()
+    monkeypatch.setattr(launch, "PROGRAMS", 2)
+    tiles = launch.Tiles(pred.shape, [pred], None, True, launch.TURNS)
+    assert 1 <= tiles.column_programs <= 3 < tiles.column_tiles
+    assert all(same_bits(got, want) for got, want in zip(gradients(), expected, strict=True))
+
+
 @triton.jit
 def existence_kernel(out, start, form, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
     mask = which_exist(tl.zeros((1,), tl.int64), start, form, COLUMNS, VECTOR)

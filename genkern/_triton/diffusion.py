@@ -28,13 +28,13 @@ from genkern._triton.math import (
     at_least,
     at_most,
     clamp,
-    clamp_gradient,
     divide,
     erfcx,
     exp,
     exp_finite,
     exp_saturated,
     expm1,
+    expm1_minus,
     largest_exponent,
 )
 from genkern._triton.ptx import add, fma, mul, sub
@@ -89,9 +89,11 @@ def step_kl(s, y, HALF: tl.constexpr):
     # e^((true_lv - lv)/2), kept finite: 0 times infinity would make a NaN.
     y = at_most(y, 1023.0 if y.dtype == tl.float64 else 127.0)
     root = tl.exp2(y)
-    value, g = expm1(y, fma(root, root, -1.0), HALF, 2.0 / LOG2_E)
+    far = fma(root, root, -1.0)
+    by_lv = far if HALF else expm1(y, far, HALF, 2.0 / LOG2_E)
     s = mul(s, root)
-    return fma(s, s, g), mul(s, root), fma(s, s, value)
+    value = fma(s, s, expm1_minus(y, far, HALF, 2.0 / LOG2_E))
+    return value, mul(s, root), fma(s, s, by_lv)
 
 
 HALF_BIN = tl.constexpr(1.0 / 255.0)
@@ -396,7 +398,7 @@ def guided(
 
 @triton.jit
 def x0_of(x, m, first, table):
-    return tl.fma(coefficient(first, table, 1), m, coefficient(first, table, 0) * x)
+    return fma(m, coefficient(first, table, 1), mul(x, coefficient(first, table, 0)))
 
 
 @triton.jit
@@ -405,9 +407,12 @@ def learned_deviation(
 ):
     """The part of the standard deviation that the network learns."""
     values = load(var_values, row, start, mask, form, T, VECTOR)
-    slope = coefficient(first, table, 7) * 0.5
-    half_log_variance = tl.fma(slope, values, coefficient(first, table, 6) * 0.5)
-    return exp(half_log_variance, is_half(var_values.tensor))
+    # The exponent's factors are the row's.
+    HALF: tl.constexpr = is_half(var_values.tensor)
+    UNIT: tl.constexpr = 0.5 * LOG2_E if HALF else 0.5
+    slope = coefficient(first, table, 7) * UNIT
+    exponent = fma(values, slope, coefficient(first, table, 6) * UNIT)
+    return tl.exp2(exponent) if HALF else exp(exponent, False)
 
 
 @triton.jit
@@ -421,7 +426,7 @@ def sampler_step_kernel(
     first = coefficients(table, t, row, form)
     x = load(x_t, row, start, mask, form, T, VECTOR)
     m = guided(pred, uncond, guidance_factor, guidance_scale, row, start, mask, form, T, VECTOR)
-    total = tl.fma(coefficient(first, table, 4), m, coefficient(first, table, 3) * x)
+    total = fma(m, coefficient(first, table, 4), mul(x, coefficient(first, table, 3)))
     mean_x0 = coefficient(first, table, 2)
     if x0_out is not None:
         x0 = x0_of(x, m, first, table)
@@ -430,25 +435,31 @@ def sampler_step_kernel(
             x0 = divide(clamp(x0, -high, high), high)
         elif CLIP:
             x0 = clamp(x0, tl.full((1, 1), x0_min, T), tl.full((1, 1), x0_max, T))
-        total = tl.fma(mean_x0, x0, total)
+        total = fma(x0, mean_x0, total)
         store(x0_out, x0, row, start, mask, form, VECTOR)
     elif threshold is not None:
         # Divided by the threshold after clipping to it: the coefficient is divided instead.
         high = load_sample(threshold, row, form)
         x0 = clamp(x0_of(x, m, first, table), -high, high)
-        total = tl.fma(divide(mean_x0, high), x0, total)
+        total = fma(x0, divide(mean_x0, high), total)
     elif CLIP:
         x0 = clamp(
             x0_of(x, m, first, table), tl.full((1, 1), x0_min, T), tl.full((1, 1), x0_max, T)
         )
-        total = tl.fma(mean_x0, x0, total)
+        total = fma(x0, mean_x0, total)
     if given is not None or stream is not None:
-        eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
-        if var_values is not None:
-            eps *= learned_deviation(var_values, first, table, row, start, mask, form, T, VECTOR)
-        # A coefficient of 0 adds no noise, whatever it and its deviation are.
         noise = coefficient(first, table, 5)
-        total = tl.fma(noise, tl.where(noise == 0.0, 0.0, eps), total)
+        eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
+        if given is None and var_values is None:
+            total = fma(eps, noise, total)
+        else:
+            if var_values is not None:
+                eps = mul(
+                    eps,
+                    learned_deviation(var_values, first, table, row, start, mask, form, T, VECTOR),
+                )
+            # A coefficient of 0 adds no noise, whatever it and its deviation are.
+            total = tl.where(noise == 0.0, total, fma(eps, noise, total))
     store(out, total, row, start, mask, form, VECTOR)
 
 
@@ -463,36 +474,39 @@ def sampler_step_backward_kernel(
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
     first = coefficients(table, t, row, form)
     g = load(grad, row, start, mask, form, T, VECTOR)
-    by_x = coefficient(first, table, 3) * g
-    by_m = coefficient(first, table, 4) * g
+    by_x = coefficient(first, table, 3)
+    by_m = coefficient(first, table, 4)
     if x_t is not None:
         x = load(x_t, row, start, mask, form, T, VECTOR)
         m = guided(pred, uncond, None, guidance_scale, row, start, mask, form, T, VECTOR)
-        by_x0 = clamp_gradient(
-            x0_of(x, m, first, table), coefficient(first, table, 2) * g,
-            tl.full((1, 1), x0_min, T), tl.full((1, 1), x0_max, T),
-        )  # fmt: skip
-        by_x = tl.fma(coefficient(first, table, 0), by_x0, by_x)
-        by_m = tl.fma(coefficient(first, table, 1), by_x0, by_m)
+        x0 = x0_of(x, m, first, table)
+        lo, hi = tl.full((1, 1), x0_min, T), tl.full((1, 1), x0_max, T)
+        mean_x0 = coefficient(first, table, 2)
+        # A NaN counts as inside.
+        outside = (x0 < lo) | (x0 > hi)
+        by_x = tl.where(outside, by_x, fma(mean_x0, coefficient(first, table, 0), by_x))
+        by_m = tl.where(outside, by_m, fma(mean_x0, coefficient(first, table, 1), by_m))
     if grad_x_t is not None:
-        store(grad_x_t, by_x, row, start, mask, form, VECTOR)
+        store(grad_x_t, mul(g, by_x), row, start, mask, form, VECTOR)
+    by_m = mul(g, by_m)
     scale = tl.full((1, 1), guidance_scale, T)
     if grad_pred is not None:
-        store(grad_pred, scale * by_m, row, start, mask, form, VECTOR)
+        store(grad_pred, mul(by_m, scale), row, start, mask, form, VECTOR)
     if grad_uncond is not None:
-        store(grad_uncond, (1.0 - scale) * by_m, row, start, mask, form, VECTOR)
+        store(grad_uncond, mul(by_m, 1.0 - scale), row, start, mask, form, VECTOR)
     if grad_var_values is not None or grad_noise is not None:
         noise = coefficient(first, table, 5)
-        by_eps = noise * g
         if var_values is not None:
-            by_eps *= learned_deviation(var_values, first, table, row, start, mask, form, T, VECTOR)
-        by_eps = tl.where(noise == 0.0, 0.0, by_eps)
+            g = mul(
+                g, learned_deviation(var_values, first, table, row, start, mask, form, T, VECTOR)
+            )
         if grad_noise is not None:
+            by_eps = tl.where(noise == 0.0, 0.0, mul(g, noise))
             store(grad_noise, by_eps, row, start, mask, form, VECTOR)
         if grad_var_values is not None:
+            by_values = mul(g, noise * (coefficient(first, table, 7) * 0.5))
             eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
-            by_eps *= tl.where(noise == 0.0, 0.0, eps)
-            by_values = (coefficient(first, table, 7) * 0.5) * by_eps
+            by_values = tl.where(noise == 0.0, 0.0, mul(by_values, eps))
             store(grad_var_values, by_values, row, start, mask, form, VECTOR)
 
 
@@ -894,6 +908,8 @@ def vlb_parts(
     value, by_d, by_lv = step_kl(s, y, is_half(pred.tensor))
     if DECODER:
         nll = decoder_nll(d.to(tl.float64), x.to(tl.float64), lv.to(tl.float64), T == tl.float64)
+        # Of several rows some may not be at t = 0.
+        last |= row.shape[0] == 1
         value = tl.where(last, (nll[0] * 2.0).to(T), value)
         by_d = tl.where(last, nll[1].to(T), mul(by_d, inverse))
         by_lv = tl.where(last, (nll[2] * -2.0).to(T), by_lv)
@@ -947,15 +963,14 @@ def vlb_kernel(
     sums = tl.zeros((ROWS,), T)
     if any_decoder(first, table):
         of_row = vlb_row(first, table, x0_min, x0_max, T, is_half(pred.tensor), CLIP, True)
-        for tile in range(column_program, form.column_tiles, form.column_programs):
-            for part in range(PARTS):
-                start = tl.cast(tile, tl.int64) * COLUMNS + part * (COLUMNS // PARTS)
-                mask = which_exist(row, start, form, COLUMNS // PARTS, VECTOR)
-                value = vlb_tile(
-                    pred, var_values, x0, given, stream, loss, of_row, row, start, mask, form,
-                    half_vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
-                )  # fmt: skip
-                sums += tl.sum(value, axis=1)
+        for part in range(column_program, form.column_tiles * PARTS, form.column_programs):
+            start = tl.cast(part, tl.int64) * (COLUMNS // PARTS)
+            mask = which_exist(row, start, form, COLUMNS // PARTS, VECTOR)
+            value = vlb_tile(
+                pred, var_values, x0, given, stream, loss, of_row, row, start, mask, form,
+                half_vlb_scale, simple_scale, T, VECTOR, 0, CLIP, SIMPLE, True,
+            )  # fmt: skip
+            sums += tl.sum(value, axis=1)
     else:
         # Of other shapes than `of_row`, hence another name.
         plain = vlb_row(first, table, x0_min, x0_max, T, is_half(pred.tensor), CLIP, False)
@@ -1010,24 +1025,30 @@ def vlb_backward_kernel(
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCKS: tl.constexpr, CLIP: tl.constexpr, SIMPLE: tl.constexpr, DETACH: tl.constexpr,
 ):  # fmt: skip
-    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    row, _, _ = this_tile(form, ROWS, COLUMNS, VECTOR)
+    _, column_program = this_program(form)
     first = coefficients(table, t, row, form)
     if any_decoder(first, table):
         of_row = vlb_row(first, table, x0_min, x0_max, T, is_half(pred.tensor), CLIP, True)
-        for part in range(PARTS):
-            at = start + part * (COLUMNS // PARTS)
+        for part in range(column_program, form.column_tiles * PARTS, form.column_programs):
+            start = tl.cast(part, tl.int64) * (COLUMNS // PARTS)
+            mask = which_exist(row, start, form, COLUMNS // PARTS, VECTOR)
             vlb_backward_tile(
                 grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
-                of_row, row, at, which_exist(row, at, form, COLUMNS // PARTS, VECTOR), form,
-                vlb_scale, error_scale, T, VECTOR, 0, CLIP, SIMPLE, DETACH, True,
+                of_row, row, start, mask, form, vlb_scale, error_scale,
+                T, VECTOR, 0, CLIP, SIMPLE, DETACH, True,
             )  # fmt: skip
     else:
-        vlb_backward_tile(
-            grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
-            vlb_row(first, table, x0_min, x0_max, T, is_half(pred.tensor), CLIP, False),
-            row, start, mask, form, vlb_scale, error_scale,
-            T, VECTOR, BLOCKS, CLIP, SIMPLE, DETACH, False,
-        )  # fmt: skip
+        # Of other shapes than `of_row`, hence another name.
+        plain = vlb_row(first, table, x0_min, x0_max, T, is_half(pred.tensor), CLIP, False)
+        for tile in range(column_program, form.column_tiles, form.column_programs):
+            start = tl.cast(tile, tl.int64) * COLUMNS
+            mask = which_exist(row, start, form, COLUMNS, VECTOR)
+            vlb_backward_tile(
+                grad, pred, var_values, x0, given, stream, grad_pred, grad_values,
+                plain, row, start, mask, form, vlb_scale, error_scale,
+                T, VECTOR, BLOCKS, CLIP, SIMPLE, DETACH, False,
+            )  # fmt: skip
 
 
 def vlb(
@@ -1061,7 +1082,8 @@ def vlb_backward(
     outputs = new_gradients((pred, var_values), output_mask)
     spread = upstream(grad, pred, reduction)
     pinned = varies(coefficients if t is None else t)
-    tiles = Tiles(pred.shape, [spread, pred, var_values, x0, noise, *outputs], key, pinned)
+    operands = [spread, pred, var_values, x0, noise, *outputs]
+    tiles = Tiles(pred.shape, operands, key, pinned, TURNS)
     stream = tiles.stream(key)
     count = divisor(pred.shape, reduction)
     launch(

@@ -34,7 +34,8 @@ def interpreted() -> bool:
 THREADS = 128
 TILE = 4096 if interpreted() else 2048
 
-# Programs that fill a GPU; if there are more tiles, one that sums up works on up to TURNS of a row.
+# Programs that fill a GPU; if there are more tiles, one may work on up to TURNS of a row: that sums
+# up, or has much to find out about a row's sample.
 PROGRAMS = 1024
 TURNS = 8
 

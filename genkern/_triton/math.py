@@ -120,12 +120,8 @@ def exp_saturated(x, HALF: tl.constexpr, FACTOR: tl.constexpr):
 
 
 @triton.jit
-def expm1(x, far, HALF: tl.constexpr, FACTOR: tl.constexpr = 1.0):
-    """e^r - 1, and e^r - 1 - r, r = FACTOR x, which cancel near 0, hence the series.
-
-    `far` is e^r less 1. Where that is infinite x is bounded: infinity minus infinity would be a
-    NaN. HALF: the series is within 2^-20, closer than what `far` cancels to.
-    """
+def expm1_series(x, HALF: tl.constexpr, FACTOR: tl.constexpr):
+    """Where |r| < 1/2, r = FACTOR x, and e^r - 1 - r there. HALF: within 2^-20."""
     if x.dtype == tl.float64:
         x *= FACTOR
         p = fma(x, 1.0 / 1307674368000.0, 1.0 / 87178291200.0)
@@ -142,9 +138,7 @@ def expm1(x, far, HALF: tl.constexpr, FACTOR: tl.constexpr = 1.0):
         p = fma(p, x, 1.0 / 6.0)
         p = fma(p, x, 0.5)
         square = x * x
-        near = square < 0.25
-        series = square * p
-        return tl.where(near, x + series, far), tl.where(near, series, far - x)
+        return square < 0.25, square * p
     else:
         if HALF:
             p = fma(x, 0.0013914653100073338 * FACTOR**6, 0.00839541107416153 * FACTOR**5)
@@ -157,11 +151,24 @@ def expm1(x, far, HALF: tl.constexpr, FACTOR: tl.constexpr = 1.0):
             p = fma(p, x, 0.1666666567325592 * FACTOR**3)
         p = fma(p, x, 0.5 * FACTOR**2)
         square = mul(x, x)
-        near = square < 0.25 / FACTOR**2
-        series = mul(square, p)
-        return tl.where(near, fma(x, FACTOR, series), far), tl.where(
-            near, series, fma(x, -FACTOR, far)
-        )
+        return square < 0.25 / FACTOR**2, mul(square, p)
+
+
+@triton.jit
+def expm1(x, far, HALF: tl.constexpr, FACTOR: tl.constexpr = 1.0):
+    """e^r - 1, r = FACTOR x, `far` from 0 the exponential less 1, which cancels near 0.
+
+    HALF: the series is closer than what `far` cancels to.
+    """
+    near, series = expm1_series(x, HALF, FACTOR)
+    return tl.where(near, fma(x, FACTOR, series), far)
+
+
+@triton.jit
+def expm1_minus(x, far, HALF: tl.constexpr, FACTOR: tl.constexpr = 1.0):
+    """e^r - 1 - r, as `expm1`; x is finite where `far` is infinite: their difference is a NaN."""
+    near, series = expm1_series(x, HALF, FACTOR)
+    return tl.where(near, series, fma(x, -FACTOR, far))
 
 
 @triton.jit

@@ -14,18 +14,19 @@ from genkern._triton.math import (
     at_most,
     clamp,
     clamp_gradient,
-    divide,
     exp,
     exp_saturated,
     expm1,
+    expm1_minus,
     log1p_exp,
 )
-from genkern._triton.ptx import fma, sub
+from genkern._triton.ptx import fma, mul, sub
 from genkern._triton.reduce import (
     divisor,
     new_gradient,
     new_gradients,
     new_partial,
+    over,
     store_partial,
     upstream,
     value_of,
@@ -47,23 +48,25 @@ def reparameterise(mu, sigma, eps):
 
 @triton.jit
 def kl_standard(mu, l, sigma, HALF: tl.constexpr):
-    """The KL against N(0, 1), and its derivatives by mu, logvar and prior_logvar."""
+    """The KL against N(0, 1), its derivative by mu, twice that by logvar, that by prior_logvar."""
+    far = fma(sigma, sigma, -1.0)
+    by_logvar = expm1(l, far, HALF)
     # e^88 absorbs 88 in either precision.
-    value, g = expm1(at_most(l, 88.0), fma(sigma, sigma, -1.0), HALF)
-    derivative = value * 0.5
-    return tl.fma(mu, mu, g) * 0.5, mu, derivative, -tl.fma(mu * 0.5, mu, derivative)
+    g = expm1_minus(at_most(l, 88.0), far, HALF)
+    return fma(mu, mu, g) * 0.5, mu, by_logvar, fma(mu, mu, by_logvar) * -0.5
 
 
 @triton.jit
 def kl_prior(mu, l, m2, lv2, HALF: tl.constexpr):
-    """The KL against N(m2, e^lv2), and its derivatives by mu, logvar and prior_logvar."""
+    """The same against N(m2, e^lv2)."""
     d = l - lv2
-    value, g = expm1(at_most(d, 88.0), sub(exp(d, HALF), 1.0), HALF)
+    far = sub(exp(d, HALF), 1.0)
+    by_logvar = expm1(d, far, HALF)
+    g = expm1_minus(at_most(d, 88.0), far, HALF)
     # In two steps, by e^(-lv2/4) kept finite: 0 times infinity would make a NaN.
     q = exp_saturated(lv2, HALF, -0.25)
     s = ((mu - m2) * q) * q
-    derivative = value * 0.5
-    return tl.fma(s, s, g) * 0.5, (s * q) * q, derivative, -tl.fma(s * 0.5, s, derivative)
+    return fma(s, s, g) * 0.5, (s * q) * q, by_logvar, fma(s, s, by_logvar) * -0.5
 
 
 @triton.jit
@@ -161,18 +164,18 @@ def posterior_kernel(
 
 @triton.jit
 def add_draw(total, lost, x, DRAWS: tl.constexpr):
-    """Kahan's sum over many draws, whose error does not grow with their number."""
+    """Kahan's sum over many draws, whose error does not grow with their number; or the only one."""
     if DRAWS:
         y = x - lost
         new = total + y
         return new, (new - total) - y
     else:
-        return total + x, lost
+        return tl.broadcast_to(x, total.shape), lost
 
 
 @triton.jit
 def posterior_backward_kernel(
-    grad_z, grad_kl, divisor, mu, logvar, prior_mu, prior_logvar, given, stream,
+    grad_z, grad_kl, kl_factor: tl.float64, mu, logvar, prior_mu, prior_logvar, given, stream,
     grad_mu, grad_logvar, grad_prior_mu, grad_prior_logvar, grad_noise, form, draws,
     prior_mu_value: tl.float64, prior_logvar_value: tl.float64, free_bits: tl.float64,
     logvar_min: tl.float64, logvar_max: tl.float64,
@@ -200,20 +203,20 @@ def posterior_backward_kernel(
                 g_mu, lost_mu = add_draw(g_mu, lost_mu, gz, DRAWS)
             if grad_logvar is not None:
                 eps = noise_or_load(given, stream, row, start, mask, form, draw, T, VECTOR, BLOCKS)
-                g_logvar, lost_logvar = add_draw(g_logvar, lost_logvar, gz * eps, DRAWS)
+                g_logvar, lost_logvar = add_draw(g_logvar, lost_logvar, mul(gz, eps), DRAWS)
             if grad_noise is not None:
                 store(grad_noise, gz * sigma, row, start, mask, form, VECTOR, draw)
-        g_logvar = g_logvar * sigma * 0.5
+        g_logvar = mul(g_logvar, sigma)
     if grad_kl is not None:
         value, by_mu, by_logvar, by_prior_logvar = kl_of_tile(
             m, l, sigma, prior_mu, prior_logvar, prior_mu_value, prior_logvar_value,
             row, start, mask, form, T, VECTOR, STANDARD, is_half(mu.tensor),
         )  # fmt: skip
-        gk = divide(load(grad_kl, row, start, mask, form, T, VECTOR), tl.full((1, 1), divisor, T))
+        gk = load(grad_kl, row, start, mask, form, T, VECTOR) * tl.full((1, 1), kl_factor, T)
         if FREE_BITS:
             gk = free_bits_gradient(value, gk, tl.full((), free_bits, T))
-        g_mu += gk * by_mu
-        g_logvar += gk * by_logvar
+        g_mu = fma(gk, by_mu, g_mu)
+        g_logvar = fma(gk, by_logvar, g_logvar)
         if grad_prior_mu is not None:
             store(grad_prior_mu, -gk * by_mu, row, start, mask, form, VECTOR)
         if grad_prior_logvar is not None:
@@ -221,6 +224,7 @@ def posterior_backward_kernel(
     if grad_mu is not None:
         store(grad_mu, g_mu, row, start, mask, form, VECTOR)
     if grad_logvar is not None:
+        g_logvar = mul(g_logvar, 0.5)
         if CLAMP:
             g_logvar = clamp_gradient(raw, g_logvar, lo, hi)
         store(grad_logvar, g_logvar, row, start, mask, form, VECTOR)
@@ -244,12 +248,11 @@ def bernoulli_nll_kernel(
 
 @triton.jit
 def bernoulli_nll_backward_kernel(
-    grad, divisor, logits, x, grad_logits, grad_x, form,
+    grad, factor: tl.float64, logits, x, grad_logits, grad_x, form,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
-    g = load(grad, row, start, mask, form, T, VECTOR)
-    g = divide(g, tl.full((1, 1), divisor, T))
+    g = load(grad, row, start, mask, form, T, VECTOR) * tl.full((1, 1), factor, T)
     logit = load(logits, row, start, mask, form, T, VECTOR)
     if grad_logits is not None:
         target = load(x, row, start, mask, form, T, VECTOR)
@@ -287,14 +290,13 @@ def gaussian_nll_kernel(
 
 @triton.jit
 def gaussian_nll_backward_kernel(
-    grad, divisor, x_hat, x, logvar, grad_x_hat, grad_x, grad_logvar, form,
+    grad, factor: tl.float64, x_hat, x, logvar, grad_x_hat, grad_x, grad_logvar, form,
     inverse_sigma: tl.float64, logvar_min: tl.float64, logvar_max: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
     CLAMP: tl.constexpr,
 ):  # fmt: skip
     row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
-    g = load(grad, row, start, mask, form, T, VECTOR)
-    g = divide(g, tl.full((1, 1), divisor, T))
+    g = load(grad, row, start, mask, form, T, VECTOR) * tl.full((1, 1), factor, T)
     mean = load(x_hat, row, start, mask, form, T, VECTOR)
     target = load(x, row, start, mask, form, T, VECTOR)
     if logvar is None:
@@ -388,7 +390,7 @@ def rsample_kl_backward(
     stream = tiles.stream(key, num_samples)
     launch(
         posterior_backward_kernel, tiles.programs, mu.device,
-        tiles.operand(grad_z), tiles.operand(spread), divisor(mu.shape, reduction),
+        tiles.operand(grad_z), tiles.operand(spread), over(1.0, divisor(mu.shape, reduction)),
         *map(tiles.operand, (mu, logvar, prior_mu, prior_logvar, given)), stream,
         *map(tiles.operand, written), tiles.form, 1 if num_samples is None else num_samples,
         prior_mu_value, prior_logvar_value, free_bits, logvar_min, logvar_max,
@@ -420,7 +422,7 @@ def bernoulli_nll_backward(
     tiles = Tiles(logits.shape, [spread, logits, x, *outputs])
     launch(
         bernoulli_nll_backward_kernel, tiles.programs, logits.device,
-        tiles.operand(spread), divisor(logits.shape, reduction),
+        tiles.operand(spread), over(1.0, divisor(logits.shape, reduction)),
         *map(tiles.operand, (logits, x, *outputs)), tiles.form,
         T=arithmetic(logits), **tiles.meta,
     )  # fmt: skip
@@ -454,7 +456,7 @@ def gaussian_nll_backward(
     tiles = Tiles(x_hat.shape, [spread, *likes, *outputs])
     launch(
         gaussian_nll_backward_kernel, tiles.programs, x_hat.device,
-        tiles.operand(spread), divisor(x_hat.shape, reduction),
+        tiles.operand(spread), over(1.0, divisor(x_hat.shape, reduction)),
         *map(tiles.operand, (*likes, *outputs)), tiles.form,
         1.0 / sigma, logvar_min, logvar_max,
         T=arithmetic(x_hat), **tiles.meta, CLAMP=clamps(logvar_min, logvar_max),
