@@ -257,9 +257,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sampler_step_backward(
     grad_values = gradient(planner, Body::kGradVarValues, var_values, x_t, output_mask, 2);
     grad_uncond = gradient(planner, Body::kGradUncond, uncond, x_t, output_mask, 3);
     grad_noise = gradient(planner, Body::kGradEps, noise, x_t, output_mask, 4);
+    const Acc scale = uncond ? static_cast<Acc>(guidance_scale) : Acc(1);
     launch<T>(planner,
-              Body{table<Acc>(source), uncond ? static_cast<Acc>(guidance_scale) : Acc(1),
-                   make_clip<Acc>(x0_min, x0_max), clips(x0_min, x0_max)},
+              Body{table<Acc>(source), scale, Acc(1) - scale, make_clip<Acc>(x0_min, x0_max),
+                   clips(x0_min, x0_max), x0_min == -x0_max},
               x_t, {false, source.by_sample()});
   });
   return {grad_x_t, grad_pred, grad_values, grad_uncond, grad_noise};
@@ -325,6 +326,7 @@ Tensor dynamic_threshold(Tensor x_t, Tensor pred, OptionalTensor uncond, Tensor 
     const Body body{table<Acc>(source), sample_values<Acc>(guidance_factor, 1),
                     static_cast<Acc>(guidance_scale), ratio * static_cast<double>(length - 1),
                     max_value};
+    plan.step = kThresholdThreads;
     const cudaStream_t stream = current_stream(x_t.get_device_index());
     with_walk(walk, [&](auto kind) {
       start(select_threshold<Body, T, kind.value>, static_cast<unsigned>(plan.samples),

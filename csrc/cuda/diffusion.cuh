@@ -48,6 +48,22 @@ struct SampleValues {
   }
 };
 
+// 0 where x is above `high`, else 1.
+template <class T>
+__device__ T not_above(T x, T high) {
+  return x > high ? 0 : 1;
+}
+#if defined(__CUDA_ARCH__)
+// One instruction for two.
+__device__ inline float not_above(float x, float high) {
+  asm volatile("set.leu.f32.f32 %0, %0, %1;" : "+f"(x) : "f"(high));
+  return x;
+}
+#endif
+__device__ inline Pair not_above(Pair x, Pair high) {
+  return {not_above(x.x, high.x), not_above(x.y, high.y)};
+}
+
 template <class Acc>
 struct Clip {
   Acc low, high;
@@ -55,19 +71,36 @@ struct Clip {
   __device__ N operator()(N x) const {
     return clamp(x, N(low), N(high));
   }
-  // y where x is inside or at the bounds, else 0; NaN counts as inside.
+  // Its derivative: 1 inside and at the bounds, else 0; NaN counts as inside.
   template <class N>
-  __device__ N gradient(N x, N y) const {
-    return select_less(x, N(low), N(0), select_less(N(high), x, N(0), y));
+  __device__ N gradient(N x) const {
+    return not_above(x, N(high)) * not_above(-x, N(-low));
+  }
+  // The same if low is -high.
+  template <class N>
+  __device__ N symmetric_gradient(N x) const {
+    return not_above(magnitude(x), N(high));
   }
 };
 
+// The gradient of a sample's reduced value times `factor`; 1 where the gradient is tensor `grad`.
+template <class Acc, class PlanType>
+__device__ Acc upstream(const PlanType& plan, int grad, int64_t sample, Acc factor) {
+  if (plan.has(grad)) return 1;
+  return static_cast<const Acc*>(plan.scale)[sample * plan.sample_stride[PlanType::kScale]] *
+         factor;
+}
+
+// Times `factor`.
 template <bool kKey, class S>
-__device__ void draw_or_load(const S& slot, int tensor, typename S::Numbers& eps) {
+__device__ void draw_or_load(const S& slot, int tensor, typename S::Numbers& eps,
+                             typename S::Acc factor = 1) {
   if constexpr (kKey) {
-    slot.normals(eps);
+    slot.normals(eps, 0, factor);
   } else {
     slot.load_or_zero(tensor, eps);
+#pragma unroll
+    for (int v = 0; v < S::kNumbers; ++v) eps[v] *= factor;
   }
 }
 
@@ -166,32 +199,40 @@ struct NoiseLossBackward {
   Acc grad_factor;
 
   struct Sample {
-    Acc target_x0, target_noise, twice_weight, grad_factor;
+    Acc target_x0, target_noise, twice_weight;
 
     template <class S>
     __device__ void operator()(const S& slot) const {
       typename S::Numbers g, d, x0, eps;
-      slot.load_upstream(kGrad, grad_factor, g);
       slot.load(kPred, d);
       slot.load_or_zero(kX0, x0);
       draw_or_load<kKey>(slot, kEps, eps);
 #pragma unroll
       for (int v = 0; v < S::kNumbers; ++v) {
         d[v] = madd(-target_noise, eps[v], madd(-target_x0, x0[v], d[v]));
-        d[v] *= twice_weight * g[v];
+        d[v] *= twice_weight;
+      }
+      if (slot.has(kGrad)) {
+        slot.load(kGrad, g);
+#pragma unroll
+        for (int v = 0; v < S::kNumbers; ++v) d[v] *= g[v];
+      }
+#pragma unroll
+      for (int v = 0; v < S::kNumbers; ++v) {
         x0[v] = -target_x0 * d[v];
         eps[v] = -target_noise * d[v];
       }
       if (slot.has(kGradPred)) slot.store(kGradPred, d);
       if (slot.has(kGradX0)) slot.store(kGradX0, x0);
-      if (slot.has(kGradEps)) slot.store(kGradEps, eps);
+      if (!kKey && slot.has(kGradEps)) slot.store(kGradEps, eps);
     }
   };
   template <class PlanType>
   __device__ Sample of(const PlanType& plan, int64_t sample) const {
     const auto row = table.row(sample);
-    return {row.get(kTargetX0, plan.has(kX0)), row.get(kTargetNoise, kKey || plan.has(kEps)),
-            Acc(2) * row[kWeight] * sample_weight[sample], grad_factor};
+    return {
+        row.get(kTargetX0, plan.has(kX0)), row.get(kTargetNoise, kKey || plan.has(kEps)),
+        Acc(2) * row[kWeight] * sample_weight[sample] * upstream(plan, kGrad, sample, grad_factor)};
   }
 };
 
@@ -234,8 +275,9 @@ struct StepRow {
     return madd(N(x0_pred), m, x0_x_t * x_t);
   }
   template <class Exp, class N>
-  __device__ N learned_std(N values) const {
-    return noise * Exp::of(madd(half_log_variance_values, values, half_log_variance));
+  __device__ N learned_factor(N values) const {
+    const N units = Acc(Exp::kUnits);
+    return Exp::of_units(madd(units * half_log_variance_values, values, units * half_log_variance));
   }
 };
 
@@ -272,7 +314,7 @@ struct SamplerStep {
       if (slot.has(kVarValues)) {
 #pragma unroll
         for (int v = 0; v < S::kNumbers; ++v)
-          eps[v] *= row.template learned_std<typename S::Exp>(values[v]);
+          eps[v] *= row.noise * row.template learned_factor<typename S::Exp>(values[v]);
       } else {
 #pragma unroll
         for (int v = 0; v < S::kNumbers; ++v) eps[v] *= row.noise;
@@ -317,6 +359,9 @@ struct SamplerStep {
 
 template <bool kWithX0>
 constexpr int kBlocks<SamplerStep<float, true, kWithX0>, float, Walk::kFlat> = 3;
+template <>
+constexpr int kBlocks<SamplerStep<float, false, false>, __half, Walk::kFlat> =
+    kPairInstructions ? 1 : 4;
 
 template <class Acc, bool kKey>
 struct SamplerStepBackward {
@@ -336,96 +381,141 @@ struct SamplerStepBackward {
   };
   static constexpr bool kSums = false, kDraws = kKey, kBySample = true;
   Table<Acc> table;
-  Acc guidance_scale;  // 1 without guidance
+  Acc guidance_scale, uncond_scale;  // 1 and 0 without guidance
   Clip<Acc> clip;
   bool clips;
+  int symmetric;  // the clip
 
   struct Sample {
     StepRow<Acc> row;
-    Acc guidance_scale;
+    Acc x0_uncond;
+    Acc x_t_inside, pred_inside;  // derivatives of the mean where x0 depends on its arguments
+    Acc guidance_scale, uncond_scale;
     Clip<Acc> clip;
     bool clips;
+    int symmetric;
+    bool noisy;
 
     template <class S>
     __device__ void operator()(const S& slot) const {
       typename S::Numbers g;
       slot.load(kGrad, g);
       through_mean(slot, g);
-      if (slot.has(kGradVarValues) || slot.has(kGradEps)) through_noise(slot, g);
+      if (noisy) {
+        through_noise(slot, g);
+      } else {
+        S::fill(Acc(0), g);
+        if (!kKey && slot.has(kGradEps)) slot.store(kGradEps, g);
+        if (slot.has(kGradVarValues)) slot.store(kGradVarValues, g);
+      }
     }
 
    private:
     template <class S>
     __device__ void through_mean(const S& slot, const typename S::Numbers& g) const {
       using N = typename S::Number;
-      typename S::Numbers x, m, uncond;
+      typename S::Numbers x, m, x0;
       if (clips) {
         slot.load(kXt, x);
         slot.load(kPred, m);
-        if (slot.has(kUncond)) {
-          slot.load(kUncond, uncond);
 #pragma unroll
-          for (int v = 0; v < S::kNumbers; ++v) m[v] = guide(m[v], uncond[v], N(guidance_scale));
+        for (int v = 0; v < S::kNumbers; ++v) x0[v] = row.x0(x[v], m[v]);
+        if (slot.has(kUncond)) {
+          slot.load(kUncond, m);
+#pragma unroll
+          for (int v = 0; v < S::kNumbers; ++v) x0[v] = madd(N(x0_uncond), m[v], x0[v]);
+        }
+        if (symmetric) {
+#pragma unroll
+          for (int v = 0; v < S::kNumbers; ++v) x0[v] = clip.symmetric_gradient(x0[v]);
+        } else {
+#pragma unroll
+          for (int v = 0; v < S::kNumbers; ++v) x0[v] = clip.gradient(x0[v]);
         }
 #pragma unroll
         for (int v = 0; v < S::kNumbers; ++v) {
-          const N along = clip.gradient(row.x0(x[v], m[v]), row.mean_x0 * g[v]);
-          x[v] = madd(row.x0_x_t, along, row.mean_x_t * g[v]);
-          m[v] = madd(row.x0_pred, along, row.mean_pred * g[v]);
+          x[v] = g[v] * madd(N(x_t_inside), x0[v], N(row.mean_x_t));
+          m[v] = g[v] * madd(N(pred_inside), x0[v], N(row.mean_pred));
         }
+        store_means(slot, x, m);
       } else {
 #pragma unroll
         for (int v = 0; v < S::kNumbers; ++v) {
           x[v] = row.mean_x_t * g[v];
           m[v] = row.mean_pred * g[v];
         }
+        store_means(slot, x, m);
       }
-#pragma unroll
-      for (int v = 0; v < S::kNumbers; ++v) {
-        uncond[v] = (Acc(1) - guidance_scale) * m[v];
-        m[v] *= guidance_scale;
-      }
-      if (slot.has(kGradXt)) slot.store(kGradXt, x);
-      if (slot.has(kGradPred)) slot.store(kGradPred, m);
-      if (slot.has(kGradUncond)) slot.store(kGradUncond, uncond);
     }
 
     template <class S>
-    __device__ void through_noise(const S& slot, const typename S::Numbers& g) const {
-      typename S::Numbers std, eps;
-      if (row.noise == Acc(0)) {
+    __device__ void store_means(const S& slot, const typename S::Numbers& of_x_t,
+                                typename S::Numbers& of_m) const {
+      typename S::Numbers of_uncond;
 #pragma unroll
-        for (int v = 0; v < S::kNumbers; ++v) std[v] = Acc(0);
-        if (slot.has(kGradEps)) slot.store(kGradEps, std);
-        if (slot.has(kGradVarValues)) slot.store(kGradVarValues, std);
-        return;
+      for (int v = 0; v < S::kNumbers; ++v) {
+        of_uncond[v] = uncond_scale * of_m[v];
+        of_m[v] *= guidance_scale;
       }
-      if (slot.has(kVarValues)) {
+      if (slot.has(kGradXt)) slot.store(kGradXt, of_x_t);
+      if (slot.has(kGradPred)) slot.store(kGradPred, of_m);
+      if (slot.has(kGradUncond)) slot.store(kGradUncond, of_uncond);
+    }
+
+    template <class S>
+    __device__ void through_noise(const S& slot, typename S::Numbers& g) const {
+      typename S::Numbers std, eps;
+      // Of drawn noise the gradient of the values is all there is.
+      const bool of_values = kKey || slot.has(kGradVarValues);
+      if (of_values) draw_or_load<kKey>(slot, kEps, eps, row.noise * row.half_log_variance_values);
+      if (kKey || slot.has(kVarValues)) {
         slot.load(kVarValues, std);
 #pragma unroll
         for (int v = 0; v < S::kNumbers; ++v)
-          std[v] = g[v] * row.template learned_std<typename S::Exp>(std[v]);
+          std[v] = g[v] * row.template learned_factor<typename S::Exp>(std[v]);
       } else {
 #pragma unroll
-        for (int v = 0; v < S::kNumbers; ++v) std[v] = g[v] * row.noise;
+        for (int v = 0; v < S::kNumbers; ++v) std[v] = g[v];
       }
-      if (slot.has(kGradEps)) slot.store(kGradEps, std);
-      if (slot.has(kGradVarValues)) {
-        draw_or_load<kKey>(slot, kEps, eps);
+      if (!kKey && slot.has(kGradEps)) {
 #pragma unroll
-        for (int v = 0; v < S::kNumbers; ++v) std[v] *= row.half_log_variance_values * eps[v];
+        for (int v = 0; v < S::kNumbers; ++v) g[v] = row.noise * std[v];
+        slot.store(kGradEps, g);
+      }
+      if (of_values) {
+#pragma unroll
+        for (int v = 0; v < S::kNumbers; ++v) std[v] *= eps[v];
         slot.store(kGradVarValues, std);
       }
     }
   };
   template <class PlanType>
   __device__ Sample of(const PlanType& plan, int64_t sample) const {
-    return {{table.row(sample), Acc(1), clips, kKey || plan.has(kEps), plan.has(kVarValues)},
-            guidance_scale,
-            clip,
-            clips};
+    Sample s{{table.row(sample), Acc(1), clips, kKey || plan.has(kEps), plan.has(kVarValues)},
+             Acc(0),
+             Acc(0),
+             Acc(0),
+             guidance_scale,
+             uncond_scale,
+             clip,
+             clips,
+             symmetric};
+    s.x_t_inside = s.row.mean_x0 * s.row.x0_x_t;
+    s.pred_inside = s.row.mean_x0 * s.row.x0_pred;
+    s.x0_uncond = s.row.x0_pred * uncond_scale;
+    s.row.x0_pred *= guidance_scale;
+    s.noisy = s.row.noise != Acc(0) && (plan.has(kGradVarValues) || (!kKey && plan.has(kGradEps)));
+    return s;
   }
 };
+
+template <class T>
+constexpr int kBlocks<SamplerStepBackward<float, true>, T, Walk::kFlat> = kAmpere ? 3 : 1;
+template <class T>
+constexpr int kBlocks<SamplerStepBackward<float, false>, T, Walk::kFlat> =
+    kPairInstructions ? 3 : 4;
+template <class T>
+constexpr bool kKept<SamplerStepBackward<float, false>, T> = sizeof(T) == 4;
 
 // ---- what a step needs to know of a whole sample
 
@@ -679,8 +769,8 @@ struct VlbConstants {
   bool clips, detach_mean;
 };
 
-// A sample's coefficients of the arguments of step_kl_in_deviations; in the decoder's samples, of
-// x0_hat - x0 and of the log-variance.
+// A sample's coefficients of the arguments of twice_step_kl or step_kl_gradient; in the decoder's
+// samples, of x0_hat - x0 and of the log-variance.
 template <class Acc>
 struct VlbRow {
   Acc of_x0, of_noise, of_pred;  // with clips, of x0_hat instead of x0_hat - x0
@@ -688,14 +778,16 @@ struct VlbRow {
   Acc unit;  // what the first three are multiples of
   bool decoder;
 
+  // `share`: of the logarithm of the variances' ratio, in powers of 2, the exponent.
   template <class Row>
-  __device__ VlbRow(const Row& row, bool clips, bool learned) : decoder(row[kDecoder] > Acc(0.5)) {
-    constexpr Acc kHalfLog2E = Acc(0.5 / kLn2);
+  __device__ VlbRow(const Row& row, bool clips, bool learned, double share)
+      : decoder(row[kDecoder] > Acc(0.5)) {
+    const Acc log2_e = Acc(share / kLn2);
     const Acc true_lv = row[kTrueLogVariance], lv = row[kVlbLogVariance];
     const Acc lv_values = row.get(kVlbLogVarianceValues, learned);
     const Acc deviations = magnitude(row[kVlbMeanX0]) * FullExp::of(Acc(-0.5) * true_lv);
-    exponent = decoder ? lv : kHalfLog2E * (true_lv - lv);
-    of_values = decoder ? lv_values : -kHalfLog2E * lv_values;
+    exponent = decoder ? lv : log2_e * (true_lv - lv);
+    of_values = decoder ? lv_values : -log2_e * lv_values;
     // Above 0: an infinite bound of a clip times 0 would be a NaN.
     unit = decoder ? Acc(1) : at_least(finite(deviations), std::numeric_limits<Acc>::min());
     of_x0 = (clips ? unit : Acc(0)) - finite(unit * row[kDiffX0]);
@@ -767,8 +859,7 @@ struct Vlb {
         }
       } else {
 #pragma unroll
-        for (int v = 0; v < S::kNumbers; ++v)
-          d[v] = step_kl_in_deviations<typename S::Exp>(d[v], lv[v]).value;
+        for (int v = 0; v < S::kNumbers; ++v) d[v] = twice_step_kl<typename S::Exp>(d[v], lv[v]);
       }
 #pragma unroll
       for (int v = 0; v < S::kNumbers; ++v) d[v] *= Acc(0.5) * c.vlb_scale;
@@ -783,7 +874,7 @@ struct Vlb {
   };
   template <class PlanType>
   __device__ Sample of(const PlanType& plan, int64_t sample) const {
-    return {{table.row(sample), constants.clips, plan.has(kVarValues)}, constants};
+    return {{table.row(sample), constants.clips, plan.has(kVarValues), 0.5}, constants};
   }
 };
 
@@ -791,6 +882,8 @@ template <class T>
 constexpr int kBlocks<Vlb<float, true>, T, Walk::kFlat> = kPairInstructions ? 1 : 2;
 template <>
 constexpr int kBlocks<Vlb<float, false>, __half, Walk::kFlat> = kAmpere ? 3 : 1;
+template <class T>
+constexpr bool kKept<Vlb<float, false>, T> = sizeof(T) == 4;
 
 template <class Acc, bool kKey>
 struct VlbBackward {
@@ -803,17 +896,16 @@ struct VlbBackward {
   struct Sample {
     VlbRow<Acc> row;
     VlbConstants<Acc> c;
-    Acc grad_factor;
+    Acc of_d, of_lv, of_simple;  // what the derivatives are times
+    // A bit for each lane whose loss does not depend on pred: an infinite derivative times 0 would
+    // be a NaN.
+    unsigned always_constant;
 
     template <class S>
     __device__ void operator()(const S& slot) const {
       using N = typename S::Number;
-      typename S::Numbers g, pred, lv, x0, eps;
-      typename S::Numbers d;
-      // A bit for each lane whose loss does not depend on pred: an infinite derivative times 0
-      // would be a NaN.
-      const Acc of_pred = c.detach_mean ? Acc(0) : c.vlb_scale * row.of_pred;
-      unsigned constant = of_pred == Acc(0) ? ~0u : 0u;
+      typename S::Numbers g, pred, lv, x0, eps, d;
+      unsigned constant = always_constant;
       slot.load(kPred, pred);
       slot.load_or_zero(kVarValues, lv);
       slot.load(kX0, x0);
@@ -828,31 +920,30 @@ struct VlbBackward {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) {
           const Acc x0_hat = S::lane(d, v);
-          if (clip.gradient(x0_hat, Acc(1)) == Acc(0)) constant |= 1u << v;
+          if (clip.gradient(x0_hat) == Acc(0)) constant |= 1u << v;
           S::lane(d, v) = clip(x0_hat) - row.unit * S::lane(x0, v);
         }
       }
       if (row.decoder) {
 #pragma unroll
         for (int v = 0; v < S::kLanes; ++v) {
-          Acc &of_d = S::lane(d, v), &of_lv = S::lane(lv, v);
-          const auto nll = call_decoder_nll(-of_d, S::lane(x0, v), of_lv);
-          of_d = -Acc(nll.d);
-          of_lv = Acc(nll.lv / kLn2);
+          Acc &by_d = S::lane(d, v), &by_lv = S::lane(lv, v);
+          const auto nll = call_decoder_nll(-by_d, S::lane(x0, v), by_lv);
+          by_d = -Acc(nll.d);
+          by_lv = Acc(nll.lv);
         }
       } else {
 #pragma unroll
         for (int v = 0; v < S::kNumbers; ++v) {
-          const auto kl = step_kl_in_deviations<typename S::Exp>(d[v], lv[v]);
-          d[v] = kl.d;
-          lv[v] = kl.lv;
+          const auto kl = step_kl_gradient<typename S::Exp>(d[v], lv[v]);
+          d[v] = kl.s;
+          lv[v] = kl.twice_lv;
         }
       }
-      slot.load_upstream(kGrad, grad_factor, g);
 #pragma unroll
       for (int v = 0; v < S::kNumbers; ++v) {
-        d[v] *= g[v] * of_pred;
-        lv[v] *= g[v] * (Acc(kLn2) * c.vlb_scale * row.of_values);
+        d[v] *= of_d;
+        lv[v] *= of_lv;
       }
       if (constant != 0) {
 #pragma unroll
@@ -861,8 +952,15 @@ struct VlbBackward {
       }
       if (c.simple_scale != Acc(0)) {
 #pragma unroll
-        for (int v = 0; v < S::kNumbers; ++v)
-          d[v] = madd(Acc(2) * c.simple_scale * g[v], pred[v] - eps[v], d[v]);
+        for (int v = 0; v < S::kNumbers; ++v) d[v] = madd(N(of_simple), pred[v] - eps[v], d[v]);
+      }
+      if (slot.has(kGrad)) {
+        slot.load(kGrad, g);
+#pragma unroll
+        for (int v = 0; v < S::kNumbers; ++v) {
+          d[v] *= g[v];
+          lv[v] *= g[v];
+        }
       }
       if (slot.has(kGradPred)) slot.store(kGradPred, d);
       if (slot.has(kGradVarValues)) slot.store(kGradVarValues, lv);
@@ -870,7 +968,13 @@ struct VlbBackward {
   };
   template <class PlanType>
   __device__ Sample of(const PlanType& plan, int64_t sample) const {
-    return {{table.row(sample), constants.clips, plan.has(kVarValues)}, constants, grad_factor};
+    Sample s{{table.row(sample), constants.clips, plan.has(kVarValues), 1}, constants};
+    const Acc g = upstream(plan, kGrad, sample, grad_factor), vlb = g * constants.vlb_scale;
+    s.of_d = constants.detach_mean ? Acc(0) : vlb * s.row.of_pred;
+    s.of_lv = vlb * s.row.of_values * (s.row.decoder ? Acc(1) : Acc(0.5 * kLn2));
+    s.of_simple = Acc(2) * constants.simple_scale * g;
+    s.always_constant = s.of_d == Acc(0) ? ~0u : 0u;
+    return s;
   }
 };
 

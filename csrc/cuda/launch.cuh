@@ -64,23 +64,23 @@ template <class T, Walk kWalk, class PlanType, class View, class Visit>
 __device__ void for_slots(const PlanType& plan, const View& view, const Stream& stream,
                           int64_t sample, const Visit& visit) {
   using Position = typename PositionOf<kWalk, kPackLanes<T>, View>::type;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
-  const int64_t step = static_cast<int64_t>(gridDim.y) * blockDim.x;
+  using Index = typename Position::Index;
+  const uint32_t first = blockIdx.y * blockDim.x + threadIdx.x;
 #pragma unroll 1
-  for (int64_t i = first; i < plan.slots; i += step)
+  for (Index i = first; i < static_cast<Index>(plan.slots); i += plan.step)
     visit(Slot<T, Position, View>(view, stream, sample, i));
   if constexpr (kWalk == Walk::kFlat) {
     using Single = FlatPosition<1, View>;
 #pragma unroll 1
-    for (int64_t i = first; i < plan.tail; i += step)
+    for (int64_t i = first; i < plan.tail; i += plan.step)
       visit(Slot<T, Single, View>(view, stream, sample, plan.row - plan.tail + i));
   }
 }
-template <class T, Walk kWalk, bool kKept = false, class PlanType, class Visit>
+template <class T, Walk kWalk, bool kKeeps = false, class PlanType, class Visit>
 __device__ void for_sample_slots(const PlanType& plan, const Stream& stream, int64_t sample,
                                  const Visit& visit) {
   if constexpr (kWalk == Walk::kFlat) {
-    for_slots<T, kWalk>(plan, SamplePlan<T, kKept, PlanType>(plan, sample), stream, sample, visit);
+    for_slots<T, kWalk>(plan, SamplePlan<T, kKeeps, PlanType>(plan, sample), stream, sample, visit);
   } else {
     for_slots<T, kWalk>(plan, plan, stream, sample, visit);
   }
@@ -120,10 +120,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Body, T, kWalk>)
     if constexpr (Body::kBySample) {
       if (plan.slots + plan.tail > 0) {
         const auto work = body.of(plan, sample);
-        // Eight numbers a slot leave registers for it where the tensors are few.
-        constexpr bool kKept = Body::kDraws && (sizeof(T) == 4 || Body::kTensors < 8);
-        for_sample_slots<T, kWalk, kKept>(plan, stream, sample,
-                                          [&](const auto& slot) { visit(work, slot); });
+        for_sample_slots<T, kWalk, kKept<Body, T>>(plan, stream, sample,
+                                                   [&](const auto& slot) { visit(work, slot); });
       }
     } else {
       for_slots<T, kWalk>(plan, plan, stream, sample, [&](const auto& slot) { visit(body, slot); });
@@ -199,8 +197,9 @@ struct Grid {
   dim3 threads{kThreads}, blocks;
   int64_t results = 1, blocks_a_result = 1;
 
+  // Sets the plan's step as well.
   template <int kTensors>
-  Grid(const Plan<kTensors>& plan, bool by_sample, bool sums) {
+  Grid(Plan<kTensors>& plan, bool by_sample, bool sums) {
     if (by_sample)
       while (threads.x > 1 && threads.x / 2 >= plan.slots) threads.x /= 2;
     threads.y = kThreads / threads.x;
@@ -210,6 +209,7 @@ struct Grid {
       // 4096 blocks keep a GPU evenly busy; beyond, up to eight slots a thread pay for its start.
       blocks.y =
           std::min<int64_t>({passes, std::max<int64_t>(4096 / blocks.x, (passes + 7) / 8), 65535});
+      plan.step = blocks.y * threads.x;
       return;
     }
     // Up to four passes of one block are quicker than a second launch. Beyond, 256 blocks keep a
@@ -218,6 +218,7 @@ struct Grid {
     const int64_t busy = std::min<int64_t>(passes, 256 / blocks.x);
     const int64_t paid = std::min<int64_t>((passes + 7) / 8, 2048 / blocks.x);
     blocks.y = passes <= 4 ? 1 : std::max<int64_t>({busy, paid, 1});
+    plan.step = blocks.y * threads.x;
     results = plan.result_by_sample ? plan.samples : 1;
     blocks_a_result = static_cast<int64_t>(blocks.y) * (plan.result_by_sample ? 1 : blocks.x);
   }

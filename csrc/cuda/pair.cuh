@@ -85,7 +85,11 @@ struct PairLanes {
   using One = ScalarLanes;
 
   static __device__ __forceinline__ F unit_interval(U x) {
-    return fma(to_float(x), 0x1p-32f, 0x1p-33f);
+#if defined(__CUDA_ARCH__)
+    return to_float(x) + 0.5f;
+#else
+    return {One::unit_interval(x.x), One::unit_interval(x.y)};
+#endif
   }
   static __device__ __forceinline__ F quarter_turns(U y) {
     return fma(to_float(y), 0x1p-30f, 0x1p-31f);
@@ -128,10 +132,11 @@ struct PairLanes {
   }
 };
 
-// The normals of a block.
-__device__ __forceinline__ void normal4(const Words& b, Pair& first, Pair& second) {
+// The normals of a block, times `factor`.
+__device__ __forceinline__ void normal4(const Words& b, float factor, Pair& first, Pair& second) {
   Pair r, cosine, sine;
   polar<PairLanes>({b.w[0], b.w[2]}, {b.w[1], b.w[3]}, r, cosine, sine);
+  r *= factor;
   first = Pair(r.x) * Pair(cosine.x, sine.x);
   second = Pair(r.y) * Pair(cosine.y, sine.y);
 }

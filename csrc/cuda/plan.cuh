@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -64,6 +65,7 @@ struct Plan {
 
   int64_t samples = 1, repeats = 1, slots = 0, row = 1;
   int64_t tail = 0;    // Walk::kFlat: elements of a sample after its last whole slot
+  uint32_t step = 1;   // from a thread's slot to its next: the threads that serve a sample
   int outer_dims = 0;  // the first one varies fastest
   Divisor row_slots, outer[kMaxDims];
   bool aligned = false;  // every row of every tensor starts at a multiple of 16 bytes
@@ -235,6 +237,8 @@ class Planner {
   }
 
   bool is_flat(bool flat_samples, int lanes) const {
+    // A thread counts the slots in 32 bits: see FlatPosition.
+    if (plan.slots > std::numeric_limits<int32_t>::max()) return false;
     if (dims_.size() > 1 || plan.repeats != 1 || !plan.aligned) return false;
     if (plan.samples != 1 && !flat_samples) return false;
     // A block works out one key: where samples have their own it must not serve several.

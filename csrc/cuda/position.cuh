@@ -16,11 +16,13 @@ class FlatPosition {
  public:
   static constexpr int kLanes = kLaneCount;
   static constexpr bool kFlat = true;
+  // Whole slots take 32 bits, see Planner::is_flat: an address is one instruction then.
+  using Index = std::conditional_t<kLanes == 1, int64_t, uint32_t>;
 
-  __device__ FlatPosition(const PlanType& plan, int64_t, int64_t slot) : plan_(plan), slot_(slot) {}
+  __device__ FlatPosition(const PlanType& plan, int64_t, Index slot) : plan_(plan), slot_(slot) {}
 
   __device__ int64_t repeats() const { return 1; }
-  __device__ int64_t column() const { return slot_ * kLanes; }
+  __device__ int64_t column() const { return static_cast<int64_t>(slot_) * kLanes; }
   __device__ int64_t offset(int operand, int64_t) const {
     return operand == PlanType::kKey || operand == PlanType::kScale ? 0 : column();
   }
@@ -33,15 +35,19 @@ class FlatPosition {
     };
     return (static_cast<Lanes*>(plan_.tensor[operand]) + slot_)->lane;
   }
+  // The block of a lane, where the first element's is `first`.
   template <int kBlock>
-  __device__ uint64_t block(int64_t, int lane) const {
-    if constexpr (kLanes == 1) return static_cast<uint64_t>(slot_) / kBlock;
-    return static_cast<uint64_t>(slot_) * (kLanes / kBlock) + lane / kBlock;
+  __device__ uint64_t block_from(uint64_t first, int lane) const {
+    if constexpr (kLanes == 1) {
+      return first + static_cast<uint64_t>(slot_) / kBlock;
+    } else {
+      return first + wide_product(slot_, kLanes / kBlock) + lane / kBlock;
+    }
   }
 
  private:
   const PlanType& plan_;
-  int64_t slot_;
+  Index slot_;
 };
 
 // Rows in up to two more dimensions, samples and repeats. Offsets are worked out where they are
@@ -51,6 +57,7 @@ class RowPosition {
  public:
   static constexpr int kLanes = kLaneCount;
   static constexpr bool kFlat = false;
+  using Index = int64_t;
 
   __device__ RowPosition(const PlanType& plan, int64_t sample, int64_t slot)
       : plan_(plan), sample_(sample), first_(plan.row_slots.quotient(slot)) {
@@ -87,6 +94,7 @@ class ElementPosition {
  public:
   static constexpr int kLanes = 1;
   static constexpr bool kFlat = false;
+  using Index = int64_t;
 
   __device__ ElementPosition(const PlanType& plan, int64_t sample, int64_t slot) : plan_(plan) {
     uint64_t outer = plan.row_slots.quotient(slot);

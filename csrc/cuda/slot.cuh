@@ -32,9 +32,9 @@ __device__ __forceinline__ T narrow(typename Arithmetic<T>::type x) {
   return static_cast<T>(x);
 }
 
-// One sample of a plan of Walk::kFlat, as a plan of its own. kKept: its addresses stay in
+// One sample of a plan of Walk::kFlat, as a plan of its own. kKeeps: its addresses stay in
 // registers, where the compiler would work them out again in every slot to save some.
-template <class T, bool kKept, class Whole>
+template <class T, bool kKeeps, class Whole>
 struct SamplePlan {
   enum { kScale = Whole::kScale, kKey, kIndex, kOperands };
 
@@ -43,7 +43,7 @@ struct SamplePlan {
     for (int i = 0; i < kScale; ++i) {
       tensor[i] = static_cast<T*>(plan.tensor[i]) + sample * plan.sample_stride[i];
 #if defined(__CUDA_ARCH__)
-      if constexpr (kKept) {
+      if constexpr (kKeeps) {
         size_t address = __cvta_generic_to_global(tensor[i]);
         asm("" : "+l"(address));
         tensor[i] = __cvta_global_to_generic(address);
@@ -145,8 +145,8 @@ __device__ Acc uniform_at(Key key, uint64_t index) {
 struct Stream {
   RoundKey keys[kPhiloxRounds];
   uint64_t offset;
-  __device__ Words block(uint64_t index) const {
-    return philox(offset + index, [&](int round) { return keys[round]; });
+  __device__ Words block(uint64_t counter) const {
+    return philox(counter, [&](int round) { return keys[round]; });
   }
 };
 
@@ -253,24 +253,25 @@ class Slot {
     }
   }
 
-  __device__ void normals(Numbers& z, int64_t repeat = 0) const {
+  // Times `factor`.
+  __device__ void normals(Numbers& z, int64_t repeat = 0, Acc factor = 1) const {
     if constexpr (kPairs) {
 #pragma unroll
-      for (int v = 0; v < kNumbers; v += 2) normal4(block(repeat, 2 * v), z[v], z[v + 1]);
+      for (int v = 0; v < kNumbers; v += 2) normal4(block(repeat, 2 * v), factor, z[v], z[v + 1]);
     } else if constexpr (kBlock == 2) {
       const Normals64 n = normal2(block(repeat, 0));
       if constexpr (kLanes == 2) {
-        z[0] = n.z[0];
-        z[1] = n.z[1];
+        z[0] = factor * n.z[0];
+        z[1] = factor * n.z[1];
       } else {
-        z[0] = number(repeat) ? n.z[1] : n.z[0];
+        z[0] = factor * (number(repeat) ? n.z[1] : n.z[0]);
       }
     } else {
       const Words b = block(repeat, 0);
       const int j = number(repeat);
       float even, odd;
       box_muller<ScalarLanes>(j & 2 ? b.w[2] : b.w[0], j & 2 ? b.w[3] : b.w[1], even, odd);
-      z[0] = j & 1 ? odd : even;
+      z[0] = factor * (j & 1 ? odd : even);
     }
   }
 
@@ -322,11 +323,11 @@ class Slot {
   }
   __device__ int number(int64_t repeat) const { return element(repeat) % kBlock; }
   __device__ Words block(int64_t repeat, int lane) const {
-    const uint64_t index = position_.template block<kBlock>(repeat, lane);
     if constexpr (Position::kFlat) {
-      return stream_.block(index);
+      return stream_.block(position_.template block_from<kBlock>(stream_.offset, lane));
     } else {
-      return philox_block(plan_.key_at(position_.offset(PlanType::kKey, repeat)), index);
+      return philox_block(plan_.key_at(position_.offset(PlanType::kKey, repeat)),
+                          position_.template block<kBlock>(repeat, lane));
     }
   }
 
@@ -342,6 +343,10 @@ class Slot {
 // instruction.
 template <class Body, class T, Walk kWalk>
 constexpr int kBlocks = 1;
+// Whether a kernel that reads numbers of a sample keeps its addresses, see SamplePlan: not
+// where the registers for them would cost a whole block.
+template <class Body, class T>
+constexpr bool kKept = true;
 // Whose code takes the fewest registers: what fits them there may spill on others.
 #if defined(__CUDA_ARCH__)
 constexpr bool kAmpere = __CUDA_ARCH__ < 900;

@@ -63,6 +63,10 @@ struct Rsample {
   }
 };
 
+template <Noise kNoise>
+constexpr int kBlocks<Rsample<float, kNoise>, float, Walk::kFlat> =
+    kPairInstructions ? (kNoise == Noise::kKey ? 4 : 8) : 1;
+
 // The prior N(0, 1), or whatever tensors and values say.
 template <class Acc, bool kGeneral>
 struct Prior {
@@ -112,6 +116,9 @@ struct RsampleKl {
 
 template <>
 constexpr int kBlocks<RsampleKl<float, Noise::kTensor, true>, float, Walk::kFlat> = 4;
+template <class T>
+constexpr int kBlocks<RsampleKl<float, Noise::kTensor, false>, T, Walk::kFlat> =
+    kPairInstructions ? 4 : 1;
 template <>
 constexpr int kBlocks<RsampleKl<float, Noise::kNone, true>, __half, Walk::kFlat> = kAmpere ? 5 : 1;
 template <>
@@ -292,6 +299,9 @@ struct BernoulliNllBackward {
   }
 };
 
+template <>
+constexpr int kBlocks<BernoulliNllBackward<float>, float, Walk::kFlat> = kPairInstructions ? 5 : 6;
+
 template <class Acc, bool kLearned>
 struct Decoder {
   LogvarClamp<Acc> clamp;
@@ -356,6 +366,6 @@ struct GaussianNllBackward {
 };
 
 template <class T>
-constexpr int kBlocks<GaussianNllBackward<float, true>, T, Walk::kFlat> = 5;
+constexpr int kBlocks<GaussianNllBackward<float, true>, T, Walk::kFlat> = sizeof(T) == 4 ? 6 : 5;
 
 }  // namespace genkern::cuda

@@ -38,16 +38,28 @@ GENKERN_HD StepKl<T> step_kl(T d, T mean_x0, T true_lv, T lv) {
   return {half * madd(s, s, g.minus_x), (mean_x0 * s * q) * q, -half * madd(s, s, g.value)};
 }
 
-// Twice the same, given s = mean_x0 d e^(-true_lv/2) and y = (true_lv - lv) / (2 ln 2), whose
-// coefficients are worked out once a sample. Derivatives of once it: by s, and by y over ln 2.
+// Twice the value, given s = mean_x0 d e^(-true_lv/2) and y = (true_lv - lv) / (2 ln 2), whose
+// coefficients are worked out once a sample.
 template <class Exp, class T>
-GENKERN_HD StepKl<T> step_kl_in_deviations(T s, T y) {
+GENKERN_HD T twice_step_kl(T s, T y) {
   // e^((true_lv - lv)/2) is kept finite: 0 times infinity would make a NaN.
   y = at_most(y, T(Limits<T>::kLargestExponent2));
   const T root = exp2_fast(y);
-  const Expm1<T> g = expm1_of_root<Exp>(y, root);
+  const T minus_x = expm1_minus_x<Exp>(y, root);
   s *= root;
-  return {madd(s, s, g.minus_x), s * root, madd(s, s, g.value)};
+  return madd(s, s, minus_x);
+}
+
+// The derivative of the value by s, and twice that by true_lv - lv, given z = 2 y.
+template <class T>
+struct StepKlGradient {
+  T s, twice_lv;
+};
+template <class Exp, class T>
+GENKERN_HD StepKlGradient<T> step_kl_gradient(T s, T z) {
+  const T ratio = exp2_fast(z);
+  const T by_s = s * at_most(ratio, T(Limits<T>::kLargest));
+  return {by_s, madd(s, by_s, expm1_given<Exp>(z, ratio))};
 }
 
 // Half the width of a bin of 8-bit images scaled to [-1, 1], and where the outermost bins, which

@@ -150,10 +150,12 @@ GENKERN_HD float root_exp(float x) {
 // Largest x whose e^x, and whose square root's square, is finite; whose 2^x is.
 template <class T>
 struct Limits {
+  static constexpr float kLargest = 3.402823466e+38f;
   static constexpr float kLargestExponent = 88.0f, kLargestExponent2 = 127.0f;
 };
 template <>
 struct Limits<double> {
+  static constexpr double kLargest = 1.7976931348623157e+308;
   static constexpr double kLargestExponent = 709.0, kLargestExponent2 = 1023.0;
 };
 
@@ -243,8 +245,14 @@ GENKERN_HD Expm1<float> expm1(float x) {
 #endif
 
 // The exponential that an operator takes, as a type: of x, of a multiple of x, of half of x, of a
-// multiple but never infinite, so that 0 times it is 0, and less what cancels.
+// multiple but never infinite, so that 0 times it is 0, of x in units of which 1 is kUnits, and
+// less what cancels.
 struct FullExp {
+  static constexpr float kUnits = 1.0f;
+  template <class T>
+  static GENKERN_HD T of_units(T x) {
+    return exp(x);
+  }
   template <class T>
   static GENKERN_HD T of(T x) {
     return exp(x);
@@ -283,6 +291,11 @@ GENKERN_HD double exp2_fast(double x) { return std::exp2(x); }
 // For results that are rounded to 16 bits. On a GPU within (4 + |x|) 2^-23.7 of e^x, by two
 // instructions for eight; infinity, 0 and NaN are kept.
 struct HalfExp {
+  static constexpr float kUnits = 0x1.715476p+0f;
+  template <class T>
+  static GENKERN_HD T of_units(T x) {
+    return exp2_fast(x);
+  }
   template <class T>
   static GENKERN_HD T of(T x) {
     return of(1.0f, x);
@@ -312,11 +325,11 @@ struct HalfExp {
   static constexpr float kLog2E = 0x1.715476p+0f;
 };
 
-// Of x = 2 ln 2 y, given root = 2^y = e^(x/2): in y no logarithm is multiplied by. With HalfExp the
-// series is within 2^-20, closer than what the difference cancels to where it ends.
 constexpr double kLn2 = 0.69314718055994530942;
+// e^x - 1 - x of x = 2 ln 2 y, given root = 2^y = e^(x/2): in y no logarithm is multiplied by. With
+// HalfExp the series is within 2^-20, closer than what the difference cancels to where it ends.
 template <class Exp, class T>
-GENKERN_HD Expm1<T> expm1_of_root(T y, T root) {
+GENKERN_HD T expm1_minus_x(T y, T root) {
   constexpr double k = 2 * kLn2, k2 = k * k, k4 = k2 * k2;
   T p;
   if constexpr (std::is_same_v<Exp, HalfExp>) {
@@ -333,14 +346,39 @@ GENKERN_HD Expm1<T> expm1_of_root(T y, T root) {
     p = madd(p, y, T(float(0.1666666567325592 * k2 * k)));
   }
   p = madd(p, y, T(float(0.5 * k2)));
-  const T series = y * y * p;
-  const T size = magnitude(y), half = T(float(0.5 / k)), one = T(1.0f);
-  return {select_less(size, half, madd(y, T(float(k)), series), madd(root, root, -one)),
-          select_less(size, half, series, madd(root, root, madd(y, T(float(-k)), -one)))};
+  return select_less(magnitude(y), T(float(0.5 / k)), y * y * p,
+                     madd(root, root, madd(y, T(float(-k)), T(-1.0f))));
 }
 template <class Exp>
-GENKERN_HD Expm1<double> expm1_of_root(double y, double root) {
-  return expm1(2 * kLn2 * y, root * root);
+GENKERN_HD double expm1_minus_x(double y, double root) {
+  return expm1(2 * kLn2 * y, root * root).minus_x;
+}
+
+// e^x - 1 of x = ln 2 z, given e = 2^z = e^x. With HalfExp within 2^-18.
+template <class Exp, class T>
+GENKERN_HD T expm1_given(T z, T e) {
+  constexpr double k = kLn2, k2 = k * k, k4 = k2 * k2;
+  T p, end;
+  if constexpr (std::is_same_v<Exp, HalfExp>) {
+    // x + x^2 / 2 + x^3 / 6, with the multiple of x^2 nearest to x^4 / 24 where |x| < 1/16.
+    end = T(float(0.0625 / k));
+    p = T(float(k2 * k / 6));
+    p = madd(p, z, T(float(k2 * (0.5 + 0.0625 * 0.0625 / 32))));
+  } else {
+    // expm1_series in z.
+    end = T(float(0.5 / k));
+    p = T(float(0.0001987562864087522 * k4 * k2 * k));
+    p = madd(p, z, T(float(0.0013981997035443783 * k4 * k2)));
+    p = madd(p, z, T(float(0.008333452045917511 * k4 * k)));
+    p = madd(p, z, T(float(0.04166579619050026 * k4)));
+    p = madd(p, z, T(float(0.1666666567325592 * k2 * k)));
+    p = madd(p, z, T(float(0.5 * k2)));
+  }
+  return select_less(magnitude(z), end, madd(p, z, T(float(k))) * z, e - T(1.0f));
+}
+template <class Exp>
+GENKERN_HD double expm1_given(double z, double e) {
+  return expm1(kLn2 * z, e).value;
 }
 
 // log(1 + e) for e in [0, 1], within 2 ulp.

@@ -41,6 +41,8 @@ GENKERN_HD float fma_emulated(float a, float b, float c) {
 // What a radius is computed over, and its cosine and sine are computed times: a power of two, which
 // changes no bit of their product. The radius is at most 1 by it, see refined_root.
 constexpr float kRadiusUnit = 8.0f;
+// unit_interval is times 2^32, which takes one constant less: its bits exceed u's by so much.
+constexpr uint32_t kIntervalBits = 32u << 23;
 
 // The square root of a, 0 or from 2^-101 to 1, given y = 1 / sqrt(a) as devices up to sm_100
 // approximate it: what __fsqrt_rn does there for such numbers (tests/test_cuda_compile.py compares
@@ -61,7 +63,13 @@ struct ScalarLanes {
 
   // u = fma(f32(x), 2^-32, 2^-33), where f32 rounds x to float: (x + 1/2) 2^-32, rounded twice. In
   // (0, 1], never 0, so the logarithm is finite.
-  static GENKERN_HD F unit_interval(U x) { return fma(to_float(x), 0x1p-32f, 0x1p-33f); }
+  static GENKERN_HD F unit_interval(U x) {
+#if defined(__CUDA_ARCH__)
+    return to_float(x) + 0.5f;
+#else
+    return fma(to_float(x), 0x1p-32f, 0x1p-33f);
+#endif
+  }
   // 4 v for v = fma(f32(y), 2^-32, 2^-33): the scaling is exact.
   static GENKERN_HD F quarter_turns(U y) { return fma(to_float(y), 0x1p-30f, 0x1p-31f); }
   static GENKERN_HD F to_float(U x) {
@@ -151,7 +159,11 @@ GENKERN_HD typename L::F radius(typename L::U x) {
   const auto squared = [](float f) { return L::broadcast(f / (kRadiusUnit * kRadiusUnit)); };
   // u = 2^e m with m in [sqrt(1/2), sqrt(2)): 0x3f3504f3 are the bits of sqrt(1/2) rounded down.
   // The exponent's bits in place, taken as an integer, are 2^23 e.
+#if defined(__CUDA_ARCH__)
+  const U bits = L::as_uint(L::unit_interval(x)) - kIntervalBits;
+#else
   const U bits = L::as_uint(L::unit_interval(x));
+#endif
   const U exponent = (bits - 0x3f3504f3u) & 0xff800000u;
   const F e = L::signed_to_float(exponent);
   const F f = L::as_float(bits - exponent) - c(1.0f);
