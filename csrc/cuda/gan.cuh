@@ -371,5 +371,7 @@ struct InterpolateBackward {
 
 template <class T>
 constexpr int kBlocks<InterpolateBackward<T>, T, Walk::kFlat> = kAmpere && sizeof(T) == 2 ? 6 : 1;
+template <class T>
+constexpr bool kKept<InterpolateBackward<T>, T> = sizeof(T) != 2;
 
 }  // namespace genkern::cuda
