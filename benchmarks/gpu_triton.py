@@ -83,7 +83,9 @@ EXPLICIT = (
 # What reads the tensors in a loop, of which a turn is counted.
 LOOPS = ("count_digits_kernel",)
 # What works on as many tiles as `TURNS` in a loop: all of its turns are counted, and what is once.
-SEVERAL = ("noise_loss_kernel", "vlb_kernel", "vlb_backward_kernel")
+SEVERAL = (
+    "noise_loss_kernel", "sampler_step_backward_kernel", "vlb_kernel", "vlb_backward_kernel",
+)  # fmt: skip
 # What runs after the kernel that reads the tensors: a few numbers.
 SECOND = ("sum_rows_kernel", "guidance_factor_kernel", "select_digit_kernel", "solve_kernel")
 _ARITHMETIC = r"\b(?:fma|mul|add|sub|div|sqrt|rsqrt|rcp|ex2|lg2|sin|cos)\.[\w.]*f(?:32|64)(?:x2)?\b"

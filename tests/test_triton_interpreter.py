@@ -156,25 +156,38 @@ def test_a_program_sums_up_several_tiles(monkeypatch, op, rows, columns):
     assert (total - values.sum()).abs() <= bound.sum()
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(2, 3 * launch.TILE + 7), (1, 5 * launch.TILE)])
-def test_gradients_do_not_depend_on_how_many_tiles_a_program_works_on(monkeypatch, rows, columns):
+def bound_gradients(pred, values, x0, table, t):
     from genkern._triton import diffusion
 
-    pred, values, noise = (randn(rows, columns, seed=i) for i in range(3))
-    table = randn(2, 8, seed=3)
     table[:, 7] = torch.tensor([0.0, 1.0])  # the decoder for t = 1
-    options = torch.tensor([0, 1])[:rows], -1.0, 1.0, 1.5, 0.5, False, launch.SUM, 0b11
-    x0 = noise.clamp(-1.0, 1.0)
+    options = -1.0, 1.0, 1.5, 0.5, False, launch.SUM, 0b11
+    noise = randn(*pred.shape, seed=4)
+    args = torch.tensor(2.0), pred, values, x0.clamp(-1.0, 1.0), None, noise, table, t
+    return diffusion.vlb_backward(*args, *options)
 
-    def gradients():
-        args = torch.tensor(2.0), pred, values, x0, None, noise, table, *options
-        return diffusion.vlb_backward(*args)
 
-    expected = gradients()
+def step_gradients(x_t, pred, values, table, t):
+    from genkern._triton import diffusion
+
+    table[:, 5] = torch.tensor([0.5, 0.0])  # no noise for t = 1
+    grad, uncond = (randn(*x_t.shape, seed=i) for i in (4, 5))
+    key = torch.tensor([1, 2])
+    args = grad, x_t, pred, values, uncond, key, None, table, t
+    return diffusion.sampler_step_backward(*args, 3.0, -1.0, 1.0, 0b1111)[:4]
+
+
+@pytest.mark.parametrize("gradients", [bound_gradients, step_gradients])
+@pytest.mark.parametrize(("rows", "columns"), [(2, 3 * launch.TILE + 7), (1, 5 * launch.TILE)])
+def test_gradients_do_not_depend_on_how_many_tiles_a_program_works_on(
+    monkeypatch, gradients, rows, columns
+):
+    tensors = [randn(rows, columns, seed=i) for i in range(3)]
+    args = *tensors, randn(2, 8, seed=3), torch.tensor([0, 1])[:rows]
+    expected = gradients(*args)
     monkeypatch.setattr(launch, "PROGRAMS", 2)
-    tiles = launch.Tiles(pred.shape, [pred], None, True, launch.TURNS)
+    tiles = launch.Tiles(tensors[0].shape, tensors, None, True, launch.TURNS)
     assert 1 <= tiles.column_programs <= 3 < tiles.column_tiles
-    assert all(same_bits(got, want) for got, want in zip(gradients(), expected, strict=True))
+    assert all(same_bits(got, want) for got, want in zip(gradients(*args), expected, strict=True))
 
 
 @triton.jit

@@ -37,6 +37,7 @@ from genkern._triton.math import (
     expm1_minus,
     largest_exponent,
 )
+from genkern._triton.normal import noise_tile
 from genkern._triton.ptx import add, fma, mul, sub
 from genkern._triton.reduce import (
     divisor,
@@ -53,6 +54,7 @@ from genkern._triton.tile import (
     coefficient,
     coefficients,
     is_half,
+    key_of_tiles,
     load,
     load_sample,
     noise_or_load,
@@ -402,16 +404,16 @@ def x0_of(x, m, first, table):
 
 
 @triton.jit
-def learned_deviation(
-    var_values, first, table, row, start, mask, form, T: tl.constexpr, VECTOR: tl.constexpr
-):
-    """The part of the standard deviation that the network learns."""
-    values = load(var_values, row, start, mask, form, T, VECTOR)
-    # The exponent's factors are the row's.
-    HALF: tl.constexpr = is_half(var_values.tensor)
+def learned_exponent(first, table, HALF: tl.constexpr):
+    """Slope and intercept of `learned_deviation`'s exponent."""
     UNIT: tl.constexpr = 0.5 * LOG2_E if HALF else 0.5
-    slope = coefficient(first, table, 7) * UNIT
-    exponent = fma(values, slope, coefficient(first, table, 6) * UNIT)
+    return coefficient(first, table, 7) * UNIT, coefficient(first, table, 6) * UNIT
+
+
+@triton.jit
+def learned_deviation(values, slope, intercept, HALF: tl.constexpr):
+    """The part of the standard deviation that the network learns."""
+    exponent = fma(values, slope, intercept)
     return tl.exp2(exponent) if HALF else exp(exponent, False)
 
 
@@ -454,13 +456,106 @@ def sampler_step_kernel(
             total = fma(eps, noise, total)
         else:
             if var_values is not None:
-                eps = mul(
-                    eps,
-                    learned_deviation(var_values, first, table, row, start, mask, form, T, VECTOR),
-                )
+                HALF: tl.constexpr = is_half(var_values.tensor)
+                values = load(var_values, row, start, mask, form, T, VECTOR)
+                slope, intercept = learned_exponent(first, table, HALF)
+                eps = mul(eps, learned_deviation(values, slope, intercept, HALF))
             # A coefficient of 0 adds no noise, whatever it and its deviation are.
             total = tl.where(noise == 0.0, total, fma(eps, noise, total))
     store(out, total, row, start, mask, form, VECTOR)
+
+
+@triton.jit
+def step_gradients_row(first, table, guidance_scale, T: tl.constexpr, HALF: tl.constexpr):
+    """What `step_gradients_tile` needs of each row's sample.
+
+    x0's coefficients, with guidance's factors; the mean's derivatives by x_t and by the guided
+    prediction where x0 is clipped, and where it is inside the bounds; what is of the noise.
+    """
+    scale = tl.full((1, 1), guidance_scale, T)
+    of_x = coefficient(first, table, 0)
+    of_m = coefficient(first, table, 1)
+    mean_x0 = coefficient(first, table, 2)
+    by_x = coefficient(first, table, 3)
+    by_m = coefficient(first, table, 4)
+    noise = coefficient(first, table, 5)
+    slope, intercept = learned_exponent(first, table, HALF)
+    return (
+        of_x,
+        of_m * scale,
+        of_m * (1.0 - scale),
+        by_x,
+        by_m,
+        fma(mean_x0, of_x, by_x),
+        fma(mean_x0, of_m, by_m),
+        scale,
+        noise,
+        noise * (coefficient(first, table, 7) * 0.5),
+        slope,
+        intercept,
+    )
+
+
+@triton.jit
+def step_gradients_tile(
+    grad, x_t, pred, var_values, uncond, given, key,
+    grad_x_t, grad_pred, grad_var_values, grad_uncond, grad_noise,
+    of_row, noisy, row, start, mask, form, x0_min, x0_max,
+    T: tl.constexpr, VECTOR: tl.constexpr, BLOCKS: tl.constexpr, SYMMETRIC: tl.constexpr,
+):  # fmt: skip
+    (
+        of_x, of_pred, of_uncond, by_x, by_m, by_x_inside, by_m_inside, scale,
+        noise, values_factor, slope, intercept,
+    ) = of_row  # fmt: skip
+    g = load(grad, row, start, mask, form, T, VECTOR)
+    if x_t is not None:
+        x = load(x_t, row, start, mask, form, T, VECTOR)
+        m = load(pred, row, start, mask, form, T, VECTOR)
+        x0 = fma(m, of_pred, mul(x, of_x))
+        if uncond is not None:
+            x0 = fma(load(uncond, row, start, mask, form, T, VECTOR), of_uncond, x0)
+        high = tl.full((1, 1), x0_max, T)
+        # A NaN counts as inside.
+        if SYMMETRIC:
+            outside = tl.abs(x0) > high
+        else:
+            outside = (x0 < tl.full((1, 1), x0_min, T)) | (x0 > high)
+        by_x = tl.where(outside, by_x, by_x_inside)
+        by_m = tl.where(outside, by_m, by_m_inside)
+    if grad_x_t is not None:
+        store(grad_x_t, mul(g, by_x), row, start, mask, form, VECTOR)
+    by_m = mul(g, by_m)
+    if grad_pred is not None:
+        store(grad_pred, mul(by_m, scale), row, start, mask, form, VECTOR)
+    if grad_uncond is not None:
+        store(grad_uncond, mul(by_m, 1.0 - scale), row, start, mask, form, VECTOR)
+    if grad_var_values is not None or grad_noise is not None:
+        # Here, since ptxas keeps no address over the branch.
+        if var_values is not None:
+            values = load(var_values, row, start, mask, form, T, VECTOR)
+        if noisy:
+            along = g
+            if var_values is not None:
+                along = mul(g, learned_deviation(values, slope, intercept, is_half(grad.tensor)))
+            # Some of several rows may have no noise.
+            quiet = (noise == 0.0) & (row.shape[0] > 1)
+            if grad_noise is not None:
+                by_eps = tl.where(quiet, 0.0, mul(along, noise))
+                store(grad_noise, by_eps, row, start, mask, form, VECTOR)
+            if grad_var_values is not None:
+                if key is None:
+                    eps = load(given, row, start, mask, form, T, VECTOR)
+                else:
+                    seed, offset, index = key
+                    eps = noise_tile(seed, offset, index + start, mask.shape[1], T, BLOCKS, True)
+                by_values = tl.where(quiet, 0.0, mul(mul(along, values_factor), eps))
+                store(grad_var_values, by_values, row, start, mask, form, VECTOR)
+        else:
+            zeros = tl.zeros(mask.shape, T)
+            if grad_noise is not None:
+                store(grad_noise, zeros, row, start, mask, form, VECTOR)
+            if grad_var_values is not None:
+                store(grad_var_values, zeros, row, start, mask, form, VECTOR)
 
 
 @triton.jit
@@ -469,45 +564,23 @@ def sampler_step_backward_kernel(
     grad_x_t, grad_pred, grad_var_values, grad_uncond, grad_noise,
     table, t, form, guidance_scale: tl.float64, x0_min: tl.float64, x0_max: tl.float64,
     T: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    BLOCKS: tl.constexpr, SYMMETRIC: tl.constexpr,
 ):  # fmt: skip
-    row, start, mask = this_tile(form, ROWS, COLUMNS, VECTOR)
+    row, _, _ = this_tile(form, ROWS, COLUMNS, VECTOR)
+    _, column_program = this_program(form)
     first = coefficients(table, t, row, form)
-    g = load(grad, row, start, mask, form, T, VECTOR)
-    by_x = coefficient(first, table, 3)
-    by_m = coefficient(first, table, 4)
-    if x_t is not None:
-        x = load(x_t, row, start, mask, form, T, VECTOR)
-        m = guided(pred, uncond, None, guidance_scale, row, start, mask, form, T, VECTOR)
-        x0 = x0_of(x, m, first, table)
-        lo, hi = tl.full((1, 1), x0_min, T), tl.full((1, 1), x0_max, T)
-        mean_x0 = coefficient(first, table, 2)
-        # A NaN counts as inside.
-        outside = (x0 < lo) | (x0 > hi)
-        by_x = tl.where(outside, by_x, fma(mean_x0, coefficient(first, table, 0), by_x))
-        by_m = tl.where(outside, by_m, fma(mean_x0, coefficient(first, table, 1), by_m))
-    if grad_x_t is not None:
-        store(grad_x_t, mul(g, by_x), row, start, mask, form, VECTOR)
-    by_m = mul(g, by_m)
-    scale = tl.full((1, 1), guidance_scale, T)
-    if grad_pred is not None:
-        store(grad_pred, mul(by_m, scale), row, start, mask, form, VECTOR)
-    if grad_uncond is not None:
-        store(grad_uncond, mul(by_m, 1.0 - scale), row, start, mask, form, VECTOR)
-    if grad_var_values is not None or grad_noise is not None:
-        noise = coefficient(first, table, 5)
-        if var_values is not None:
-            g = mul(
-                g, learned_deviation(var_values, first, table, row, start, mask, form, T, VECTOR)
-            )
-        if grad_noise is not None:
-            by_eps = tl.where(noise == 0.0, 0.0, mul(g, noise))
-            store(grad_noise, by_eps, row, start, mask, form, VECTOR)
-        if grad_var_values is not None:
-            by_values = mul(g, noise * (coefficient(first, table, 7) * 0.5))
-            eps = noise_or_load(given, stream, row, start, mask, form, 0, T, VECTOR, BLOCKS)
-            by_values = tl.where(noise == 0.0, 0.0, mul(by_values, eps))
-            store(grad_var_values, by_values, row, start, mask, form, VECTOR)
+    of_row = step_gradients_row(first, table, guidance_scale, T, is_half(grad.tensor))
+    key = None if stream is None else key_of_tiles(stream, row, form, T, BLOCKS)
+    # A coefficient of 0 adds no noise, whatever it and its deviation are.
+    noisy = tl.max((coefficient(first, table, 5) != 0.0).to(tl.int32)) > 0
+    for tile in range(column_program, form.column_tiles, form.column_programs):
+        start = tl.cast(tile, tl.int64) * COLUMNS
+        mask = which_exist(row, start, form, COLUMNS, VECTOR)
+        step_gradients_tile(
+            grad, x_t, pred, var_values, uncond, given, key,
+            grad_x_t, grad_pred, grad_var_values, grad_uncond, grad_noise,
+            of_row, noisy, row, start, mask, form, x0_min, x0_max, T, VECTOR, BLOCKS, SYMMETRIC,
+        )  # fmt: skip
 
 
 def sampler_step(
@@ -577,7 +650,7 @@ def sampler_step_backward(
     read = (x_t, pred, uncond) if clamps(x0_min, x0_max) else (None, None, None)
     tiles = Tiles(
         x_t.shape, [grad, *read, values, given, *written], drawn,
-        varies(coefficients if t is None else t),
+        varies(coefficients if t is None else t), TURNS,
     )  # fmt: skip
     stream = tiles.stream(drawn)
     launch(
@@ -586,6 +659,7 @@ def sampler_step_backward(
         *map(tiles.operand, written), *tiles.table(coefficients, t), tiles.form,
         1.0 if uncond is None else guidance_scale, x0_min, x0_max,
         T=arithmetic(x_t), **tiles.meta, BLOCKS=blocks_together(stream, x_t.dtype),
+        SYMMETRIC=x0_min == -x0_max,
     )  # fmt: skip
     return tuple(x_t.new_empty(0) if g is None else g for g in outputs)
 

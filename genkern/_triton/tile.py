@@ -183,18 +183,36 @@ def coefficient(first, table, column: tl.constexpr):
 
 
 @triton.jit
+def key_of_rows(stream, row, form):
+    """The key's words, and each row's index in its stream, (ROWS, 1)."""
+    key = stream.key
+    if len(stream.per_sample) > 0:
+        key += row_offset(stream.per_sample, row, form)[:, None]
+    index = row_offset(stream.position, row, form)[:, None]
+    return tl.load(key), tl.load(key + stream.word), index
+
+
+@triton.jit
+def key_of_tiles(stream, row, form, T: tl.constexpr, BLOCKS: tl.constexpr):
+    """The same for tiles in a loop: the blocks before a row are in the key's offset."""
+    seed, offset, index = key_of_rows(stream, row, form)
+    if BLOCKS > 0:
+        offset += index >> (1 if T == tl.float64 else 2)
+        index = tl.zeros_like(index)
+    return seed, offset, index
+
+
+@triton.jit
 def noise(
     stream, row, start, form, draw, T: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCKS: tl.constexpr, NORMAL: tl.constexpr,
 ):  # fmt: skip
     """The tile's noise from a key, at each element's index in its stream."""
-    key = stream.key
-    if len(stream.per_sample) > 0:
-        key += row_offset(stream.per_sample, row, form)[:, None]
-    index = row_offset(stream.position, row, form)[:, None] + start
+    seed, offset, index = key_of_rows(stream, row, form)
+    index += start
     if len(stream.draw) > 0:
         index += tl.cast(draw, tl.int64) * stream.draw[0]
-    return noise_tile(tl.load(key), tl.load(key + stream.word), index, COLUMNS, T, BLOCKS, NORMAL)
+    return noise_tile(seed, offset, index, COLUMNS, T, BLOCKS, NORMAL)
 
 
 @triton.jit
