@@ -269,9 +269,9 @@ class Slot {
     } else {
       const Words b = block(repeat, 0);
       const int j = number(repeat);
-      float even, odd;
-      box_muller<ScalarLanes>(j & 2 ? b.w[2] : b.w[0], j & 2 ? b.w[3] : b.w[1], even, odd);
-      z[0] = factor * (j & 1 ? odd : even);
+      float r, cosine, sine;
+      polar<ScalarLanes>(j & 2 ? b.w[2] : b.w[0], j & 2 ? b.w[3] : b.w[1], r, cosine, sine);
+      z[0] = r * factor * (j & 1 ? sine : cosine);  // in normal4's order
     }
   }
 
