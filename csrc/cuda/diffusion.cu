@@ -260,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sampler_step_backward(
     const Acc scale = uncond ? static_cast<Acc>(guidance_scale) : Acc(1);
     launch<T>(planner,
               Body{table<Acc>(source), scale, Acc(1) - scale, make_clip<Acc>(x0_min, x0_max),
-                   clips(x0_min, x0_max), x0_min == -x0_max},
+                   clips(x0_min, x0_max)},
               x_t, {false, source.by_sample()});
   });
   return {grad_x_t, grad_pred, grad_values, grad_uncond, grad_noise};

@@ -76,7 +76,8 @@ struct Clip {
   __device__ N gradient(N x) const {
     return not_above(x, N(high)) * not_above(-x, N(-low));
   }
-  // The same if low is -high.
+  __device__ bool symmetric() const { return low == -high; }
+  // The same as `gradient` if symmetric.
   template <class N>
   __device__ N symmetric_gradient(N x) const {
     return not_above(magnitude(x), N(high));
@@ -384,7 +385,6 @@ struct SamplerStepBackward {
   Acc guidance_scale, uncond_scale;  // 1 and 0 without guidance
   Clip<Acc> clip;
   bool clips;
-  int symmetric;  // the clip
 
   struct Sample {
     StepRow<Acc> row;
@@ -393,7 +393,6 @@ struct SamplerStepBackward {
     Acc guidance_scale, uncond_scale;
     Clip<Acc> clip;
     bool clips;
-    int symmetric;
     bool noisy;
 
     template <class S>
@@ -425,7 +424,7 @@ struct SamplerStepBackward {
 #pragma unroll
           for (int v = 0; v < S::kNumbers; ++v) x0[v] = madd(N(x0_uncond), m[v], x0[v]);
         }
-        if (symmetric) {
+        if (clip.symmetric()) {
 #pragma unroll
           for (int v = 0; v < S::kNumbers; ++v) x0[v] = clip.symmetric_gradient(x0[v]);
         } else {
@@ -498,8 +497,7 @@ struct SamplerStepBackward {
              guidance_scale,
              uncond_scale,
              clip,
-             clips,
-             symmetric};
+             clips};
     s.x_t_inside = s.row.mean_x0 * s.row.x0_x_t;
     s.pred_inside = s.row.mean_x0 * s.row.x0_pred;
     s.x0_uncond = s.row.x0_pred * uncond_scale;

@@ -165,18 +165,30 @@ template <class T>
 struct Expm1 {
   T value, minus_x;
 };
-// (e^x - 1 - x) / x^2 on |x| < 1/2: minimax in relative error (0.41 * 2^-24).
-template <class T>
-GENKERN_HD T expm1_series(T x) {
-  T p = T(0.0001987562864087522f);
-  p = madd(p, x, T(0.0013981997035443783f));
-  p = madd(p, x, T(0.008333452045917511f));
-  p = madd(p, x, T(0.04166579619050026f));
-  p = madd(p, x, T(0.1666666567325592f));
-  return madd(p, x, T(0.5f));
+// (e^x - 1 - x) / y^2 of x = y * Unit::value on |x| < 1/2: minimax in relative error (0.41 *
+// 2^-24).
+struct Ones {
+  static constexpr double value = 1.0;
+};
+constexpr double kLn2 = 0.69314718055994530942;
+// Of a power of 2 or of 4, y is the exponent.
+struct Ln2 {
+  static constexpr double value = kLn2;
+};
+struct Ln4 {
+  static constexpr double value = 2 * kLn2;
+};
+template <class Unit = Ones, class T>
+GENKERN_HD T expm1_series(T y) {
+  constexpr double k = Unit::value, k2 = k * k, k4 = k2 * k2;
+  T p = T(float(0.0001987562864087522 * k4 * k2 * k));
+  p = madd(p, y, T(float(0.0013981997035443783 * k4 * k2)));
+  p = madd(p, y, T(float(0.008333452045917511 * k4 * k)));
+  p = madd(p, y, T(float(0.04166579619050026 * k4)));
+  p = madd(p, y, T(float(0.1666666567325592 * k2 * k)));
+  return madd(p, y, T(float(0.5 * k2)));
 }
 // Taylor to x^15 / 15!: the next term is below 2^-53 of the sum.
-template <>
 GENKERN_HD double expm1_series(double x) {
   double p = 1.0 / 1307674368000.0;
   p = madd(p, x, 1.0 / 87178291200.0);
@@ -325,27 +337,21 @@ struct HalfExp {
   static constexpr float kLog2E = 0x1.715476p+0f;
 };
 
-constexpr double kLn2 = 0.69314718055994530942;
 // e^x - 1 - x of x = 2 ln 2 y, given root = 2^y = e^(x/2): in y no logarithm is multiplied by. With
 // HalfExp the series is within 2^-20, closer than what the difference cancels to where it ends.
 template <class Exp, class T>
 GENKERN_HD T expm1_minus_x(T y, T root) {
-  constexpr double k = 2 * kLn2, k2 = k * k, k4 = k2 * k2;
+  constexpr double k = Ln4::value, k2 = k * k, k4 = k2 * k2;
   T p;
   if constexpr (std::is_same_v<Exp, HalfExp>) {
     p = T(float(0.0013914653100073338 * k4 * k2));
     p = madd(p, y, T(float(0.00839541107416153 * k4 * k)));
     p = madd(p, y, T(float(0.041667476296424866 * k4)));
     p = madd(p, y, T(float(0.16666279733181 * k2 * k)));
+    p = madd(p, y, T(float(0.5 * k2)));
   } else {
-    // expm1_series in y.
-    p = T(float(0.0001987562864087522 * k4 * k2 * k));
-    p = madd(p, y, T(float(0.0013981997035443783 * k4 * k2)));
-    p = madd(p, y, T(float(0.008333452045917511 * k4 * k)));
-    p = madd(p, y, T(float(0.04166579619050026 * k4)));
-    p = madd(p, y, T(float(0.1666666567325592 * k2 * k)));
+    p = expm1_series<Ln4>(y);
   }
-  p = madd(p, y, T(float(0.5 * k2)));
   return select_less(magnitude(y), T(float(0.5 / k)), y * y * p,
                      madd(root, root, madd(y, T(float(-k)), T(-1.0f))));
 }
@@ -357,7 +363,7 @@ GENKERN_HD double expm1_minus_x(double y, double root) {
 // e^x - 1 of x = ln 2 z, given e = 2^z = e^x. With HalfExp within 2^-18.
 template <class Exp, class T>
 GENKERN_HD T expm1_given(T z, T e) {
-  constexpr double k = kLn2, k2 = k * k, k4 = k2 * k2;
+  constexpr double k = Ln2::value, k2 = k * k;
   T p, end;
   if constexpr (std::is_same_v<Exp, HalfExp>) {
     // x + x^2 / 2 + x^3 / 6, with the multiple of x^2 nearest to x^4 / 24 where |x| < 1/16.
@@ -365,14 +371,8 @@ GENKERN_HD T expm1_given(T z, T e) {
     p = T(float(k2 * k / 6));
     p = madd(p, z, T(float(k2 * (0.5 + 0.0625 * 0.0625 / 32))));
   } else {
-    // expm1_series in z.
     end = T(float(0.5 / k));
-    p = T(float(0.0001987562864087522 * k4 * k2 * k));
-    p = madd(p, z, T(float(0.0013981997035443783 * k4 * k2)));
-    p = madd(p, z, T(float(0.008333452045917511 * k4 * k)));
-    p = madd(p, z, T(float(0.04166579619050026 * k4)));
-    p = madd(p, z, T(float(0.1666666567325592 * k2 * k)));
-    p = madd(p, z, T(float(0.5 * k2)));
+    p = expm1_series<Ln2>(z);
   }
   return select_less(magnitude(z), end, madd(p, z, T(float(k))) * z, e - T(1.0f));
 }
