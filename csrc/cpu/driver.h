@@ -2,6 +2,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <type_traits>
 
 #include "cpu/iterate.h"
 #include "cpu/kernels.h"
@@ -172,6 +173,19 @@ bool in_rows(const Tensors<S, N>& a, const Unit& unit, std::initializer_list<int
     if (a[tensor] && !a[tensor].row(unit.start, unit.n)) return false;
   }
   return true;
+}
+
+// Calls f(where to write a unit), once, and brings it to its place.
+template <class S, class T, class F>
+void put(const Access<S>& access, const Unit& unit, T* buffer, const F& f) {
+  if constexpr (kVectors > 1 && std::is_same_v<S, float>) {
+    // A later segment may begin within a line.
+    float* const lines = unit.segments == 1 ? access.lines(unit.start, unit.n) : nullptr;
+    if (lines) return f(PastCaches{lines});
+  }
+  T* out = access.target(unit.start, unit.n, buffer);
+  f(out);
+  access.write(unit.start, unit.n, out, buffer);
 }
 
 // The partial sums of a unit's values.

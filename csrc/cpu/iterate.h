@@ -201,6 +201,14 @@ class Access {
     if (streaming_) stream(buffer, row(start, n), n * static_cast<int64_t>(sizeof(S)));
   }
 
+  // Where to write the chunk past the caches, if that is a row of numbers from a line's beginning
+  // on; else null.
+  T* lines(int64_t start, int64_t n) const {
+    const int64_t offset = direct_ && streaming_ ? dims_->contiguous(index_, start, n) : -1;
+    T* const out = reinterpret_cast<T*>(data_) + offset;
+    return offset >= 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0 ? out : nullptr;
+  }
+
   // Where to write the chunk: in place, or the buffer. `write` completes it.
   T* target(int64_t start, int64_t n, T* buffer, int64_t draw = 0) const {
     if (direct_ && !streaming_) {

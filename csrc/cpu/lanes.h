@@ -60,6 +60,7 @@ struct Lanes {
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F load(const float* in) { return _mm512_loadu_ps(in); }
   static void store(float* out, F x) { _mm512_storeu_ps(out, x); }
+  static void stream(float* out, F x) { _mm512_stream_ps(out, x); }
   static void interleave(F a, F b, float* out) {
     _mm512_storeu_ps(out, _mm512_unpacklo_ps(a, b));
     _mm512_storeu_ps(out + 16, _mm512_unpackhi_ps(a, b));
@@ -121,6 +122,7 @@ struct Lanes {
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F load(const float* in) { return _mm256_loadu_ps(in); }
   static void store(float* out, F x) { _mm256_storeu_ps(out, x); }
+  static void stream(float* out, F x) { _mm256_stream_ps(out, x); }
   static void interleave(F a, F b, float* out) {
     _mm256_storeu_ps(out, _mm256_unpacklo_ps(a, b));
     _mm256_storeu_ps(out + 8, _mm256_unpackhi_ps(a, b));
@@ -338,6 +340,19 @@ template <class V, class T>
 GENKERN_HD V load_vector(const T* in) {
   return load_as(Number<V>(), in);
 }
+
+// Memory that is written past the caches, from the beginning of a line on: see stream_fence().
+struct PastCaches {
+  float* at;
+  GENKERN_HD PastCaches operator+(int64_t i) const { return {at + i}; }
+};
+GENKERN_HD void store_vector(PastCaches out, float x) { *out.at = x; }
+#if defined(GENKERN_VECTORS)
+template <int N>
+GENKERN_HD void store_vector(PastCaches out, Floats<N> x) {
+  for (int i = 0; i < N; ++i) Lanes::stream(out.at + i * Lanes::kFloats, x.v[i]);
+}
+#endif
 
 // Calls f with the type to work on and an offset: N vectors over [0, n), then the rest by numbers.
 template <class T, int N = kVectors, class F>

@@ -45,7 +45,7 @@ Term(const P*, T) -> Term<T, P>;
 
 // out = the sum of the terms.
 template <class T, class O, class P, class... Rest>
-void combine(int64_t n, O* out, Term<T, P> first, Term<T, Rest>... rest) {
+void combine(int64_t n, O out, Term<T, P> first, Term<T, Rest>... rest) {
   for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
     V sum = V(first.c) * load_vector<V>(first.in + i);
@@ -56,7 +56,7 @@ void combine(int64_t n, O* out, Term<T, P> first, Term<T, Rest>... rest) {
 
 // The sum of `done`, of `count` terms more and of `last`, if it is there.
 template <class T, class O, class P, class E, class... Done>
-void combine_all(int64_t n, O* out, int count, const Term<T, P>* more, Term<T, E> last,
+void combine_all(int64_t n, O out, int count, const Term<T, P>* more, Term<T, E> last,
                  Done... done) {
   if constexpr (sizeof...(Done) < 4) {
     if (count > 0) return combine_all(n, out, count - 1, more + 1, last, done..., *more);
@@ -97,7 +97,7 @@ void affine(const Affine& call) {
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
         // `in(k)` is where term k begins, or null.
-        const auto sum = [&](int terms, auto in, const T* eps, auto* out) {
+        const auto sum = [&](int terms, auto in, const T* eps, auto out) {
           for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
             const auto c = [&](int k) { return coefficient<T>(call.table, sample, k); };
             decltype(Term{in(0), T()}) there[4];
@@ -125,9 +125,7 @@ void affine(const Affine& call) {
         for (int k = 0; k < 3; ++k) {
           in[k] = a[k] ? a[k].read(unit.start, unit.n, in_[k]) : nullptr;
         }
-        T* out = a[4].target(unit.start, unit.n, out_);
-        sum(3, [&](int k) { return in[k]; }, eps, out);
-        a[4].write(unit.start, unit.n, out, out_);
+        put(a[4], unit, out_, [&](auto out) { sum(3, [&](int k) { return in[k]; }, eps, out); });
       }
     });
   });
@@ -374,45 +372,66 @@ void scale_noise(int64_t n, const T* eps, const T* var_values, T log_variance, T
   });
 }
 
-// clamp(p x + q m), in units of `unit`.
+// x0 = clamp(x + m), of terms of x_t and of the prediction, held to [low, high].
 template <class T, class P, class M>
-void clipped_x0(int64_t n, Term<T, P> x, Term<T, M> m, T low, T high, T unit, T* out) {
+struct ClippedX0 {
+  Term<T, P> x;
+  Term<T, M> m;
+  T low, high;
+  template <class V>
+  GENKERN_HD V unclipped(int64_t i) const {
+    return madd(V(m.c), load_vector<V>(m.in + i), V(x.c) * load_vector<V>(x.in + i));
+  }
+};
+
+// out = of_x0 x0 + the sum of the terms. `finish(i, x0)` is what x0 becomes first.
+template <class T, class O, class P, class M, class F, class... Rest>
+void combine_x0(int64_t n, O out, ClippedX0<T, P, M> clipped, F finish, T of_x0,
+                Term<T, Rest>... rest) {
   for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
-    const V by_x = V(x.c) * load_vector<V>(x.in + i);
-    const V x0 = madd(V(m.c), load_vector<V>(m.in + i), by_x);
-    store_vector(out + i, clamp(x0, V(low), V(high)));
+    const V x0 = clamp(clipped.template unclipped<V>(i), V(clipped.low), V(clipped.high));
+    V sum = V(of_x0) * finish(i, x0);
+    ((sum = madd(V(rest.c), load_vector<V>(rest.in + i), sum)), ...);
+    store_vector(out + i, sum);
   });
-  if (unit == T(1)) return;
-  for (int64_t i = 0; i < n; ++i) out[i] /= unit;
 }
 
 bool clips(double low, double high) { return low != -INFINITY || high != INFINITY; }
 
-// One sample's step to `out`, by way of x0 if `by_x0`. x, m, eps and out may be 16-bit numbers; eps
-// is null where no noise is added.
+// One sample's step to `out`, and x0 if there is an array for it. x, m, eps and out may be 16-bit
+// numbers; eps is null where no noise is added.
 template <class T, class P, class M, class E, class O>
-void sampler_step_of(const SamplerStep& call, int64_t sample, bool by_x0, int64_t n, const P* x,
-                     const M* m, const E* eps, T std, T* x0, O* out) {
+void sampler_step_of(const SamplerStep& call, int64_t sample, int64_t n, const P* x, const M* m,
+                     const E* eps, T std, T* x0, O out) {
   const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
   const Term to_x{x, c(kMeanXt)};
   const Term to_m{m, c(kMeanPred)};
   const Term noise{eps, std};
-  if (!by_x0) {
-    if (eps) return combine(n, out, to_x, to_m, noise);
-    return combine(n, out, to_x, to_m);
-  }
-  T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max), unit = T(1);
-  if (call.threshold.data) {
-    // Divided by the threshold after clipping to it.
+  const auto with_noise = [&](const auto& sum) {
+    return eps ? sum(to_x, to_m, noise) : sum(to_x, to_m);
+  };
+  T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max);
+  const bool threshold = call.threshold.data != nullptr;
+  if (threshold) {
     high = value_of<T>(call.threshold, sample, 1.0);
     low = -high;
-    unit = high;
   }
-  clipped_x0(n, Term{x, c(kX0Xt)}, Term{m, c(kX0Pred)}, low, high, unit, x0);
-  const Term to_x0{const_cast<const T*>(x0), c(kMeanX0)};
-  if (eps) return combine(n, out, to_x0, to_x, to_m, noise);
-  combine(n, out, to_x0, to_x, to_m);
+  if (!x0 && !threshold && !clips(low, high)) {
+    return with_noise([&](auto... terms) { combine(n, out, terms...); });
+  }
+  const ClippedX0<T, P, M> clipped = {{x, c(kX0Xt)}, {m, c(kX0Pred)}, low, high};
+  const auto by_x0 = [&](auto finish) {
+    with_noise([&](auto... terms) { combine_x0(n, out, clipped, finish, c(kMeanX0), terms...); });
+  };
+  if (!x0 && !threshold) return by_x0([](int64_t, auto v) { return v; });
+  // Divided by the threshold after clipping to it.
+  const T unit = threshold ? high : T(1);
+  by_x0([=](int64_t i, auto v) __attribute__((always_inline)) {
+    v = v / decltype(v)(unit);
+    if (x0) store_vector(x0 + i, v);
+    return v;
+  });
 }
 
 void sampler_step(const SamplerStep& call) {
@@ -421,7 +440,6 @@ void sampler_step(const SamplerStep& call) {
     using T = typename Arithmetic<S>::T;
     const auto a = step_tensors<S>(call);
     const Cut cut = cut_of(call);
-    const bool by_x0 = a[kX0] || call.threshold.data || clips(call.x0_min, call.x0_max);
     const bool drawn = call.keys.data != nullptr;
     const bool plain = !a[kVarValues] && !a[kUncond] && !call.guidance_factor.data;
     for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
@@ -434,13 +452,13 @@ void sampler_step(const SamplerStep& call) {
           return noise_of<S>(call, call.keys, a, kStepNoise, {kXt, kStepPred, kVarValues, kUncond},
                              unit, eps_);
         };
-        T* x0 = a[kX0] ? a[kX0].target(unit.start, unit.n, x0_) : x0_;
-        const auto step = [&](const auto* x, const auto* m, const auto* eps, auto* out) {
+        T* x0 = a[kX0] ? a[kX0].target(unit.start, unit.n, x0_) : nullptr;
+        const auto step = [&](const auto* x, const auto* m, const auto* eps, auto out) {
           for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
             // A coefficient of 0 adds no noise, whatever it and its deviation are.
             const T std = eps ? coefficient<T>(call.table, sample, kStd) : T(0);
-            sampler_step_of(call, sample, by_x0, n, x + at, m + at,
-                            std == T(0) ? nullptr : eps + at, std, x0 + at, out + at);
+            sampler_step_of(call, sample, n, x + at, m + at, std == T(0) ? nullptr : eps + at, std,
+                            x0 ? x0 + at : nullptr, out + at);
           });
         };
         if (plain && in_rows(a, unit, {kXt, kStepPred, kStepNoise, kNext})) {
@@ -468,13 +486,31 @@ void sampler_step(const SamplerStep& call) {
             });
             eps = scaled;
           }
-          T* out = a[kNext].target(unit.start, unit.n, out_);
-          step(x, m, eps, out);
-          a[kNext].write(unit.start, unit.n, out, out_);
+          put(a[kNext], unit, out_, [&](auto out) { step(x, m, eps, out); });
         }
         if (a[kX0]) a[kX0].write(unit.start, unit.n, x0, x0_);
       }
     });
+  });
+}
+
+// A gradient by way of the mean: of_grad g + of_x0 (what passes the clip).
+template <class T>
+struct Way {
+  T* out;
+  T of_grad, of_x0;
+};
+
+// x0 not clipped passes mean_x0 g.
+template <class T, class... Ways>
+void pass_clip(int64_t n, ClippedX0<T, T, T> clipped, const T* g, T mean_x0, Ways... ways) {
+  for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
+    using V = typename decltype(number)::T;
+    const V x0 = clipped.template unclipped<V>(i), grad = load_vector<V>(g + i);
+    const V zero = V(0.0f), upstream = V(mean_x0) * grad;
+    const V passed =
+        select_less(x0, V(clipped.low), zero, select_less(V(clipped.high), x0, zero, upstream));
+    (store_vector(ways.out + i, madd(V(ways.of_x0), passed, V(ways.of_grad) * grad)), ...);
   });
 }
 
@@ -493,7 +529,7 @@ void sampler_step_backward(const SamplerStep& call) {
                            call.grad_noise.data != nullptr};
     for_units(call, cut, grain(call.keys), [&](int64_t begin, int64_t end) {
       alignas(64) T x_[kChunk], pred_[kChunk], values_[kChunk], uncond_[kChunk], eps_[kChunk];
-      alignas(64) T guided_[kChunk], grad_[kChunk], passed[kChunk], std_[kChunk];
+      alignas(64) T guided_[kChunk], grad_[kChunk], std_[kChunk];
       alignas(64) T out_[5][kChunk];
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
@@ -518,31 +554,26 @@ void sampler_step_backward(const SamplerStep& call) {
         for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
           const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
           const T* const from = g + at;
-          const T p = c(kX0Xt), q = c(kX0Pred), mean_x0 = c(kMeanX0);
-          if (clip) {
-            const T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max);
-            const T *const xs = x + at, *const ms = m + at;
-            T* const to = passed + at;
-            for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
-              using V = typename decltype(number)::T;
-              const V x0 = madd(V(q), load_vector<V>(ms + i), V(p) * load_vector<V>(xs + i));
-              const V zero = V(0.0f), upstream = V(mean_x0) * load_vector<V>(from + i);
-              store_vector(to + i,
-                           select_less(x0, V(low), zero, select_less(V(high), x0, zero, upstream)));
-            });
-          }
-          // of_x0: the coefficient of what passes the clip.
-          const auto linear = [&](T of_grad, T of_x0, T* to) {
-            if (clip) {
-              combine(n, to, Term{from, of_grad}, Term{passed + at, of_x0});
-            } else {
-              combine(n, to, Term{from, of_grad});
-            }
+          Way<T> ways[3];
+          int count = 0;
+          const auto way = [&](int v, T factor, int of_grad, int of_x0) {
+            if (wants[v]) ways[count++] = {out[v] + at, factor * c(of_grad), factor * c(of_x0)};
           };
-          if (wants[0]) linear(c(kMeanXt), p, out[0] + at);
-          if (wants[1]) linear(scale * c(kMeanPred), scale * q, out[1] + at);
-          const T rest = T(1) - scale;
-          if (wants[3]) linear(rest * c(kMeanPred), rest * q, out[3] + at);
+          way(0, T(1), kMeanXt, kX0Xt);
+          way(1, scale, kMeanPred, kX0Pred);
+          way(3, T(1) - scale, kMeanPred, kX0Pred);
+          if (clip) {
+            const ClippedX0<T, T, T> clipped = {{x + at, c(kX0Xt)},
+                                                {m + at, c(kX0Pred)},
+                                                static_cast<T>(call.x0_min),
+                                                static_cast<T>(call.x0_max)};
+            const auto pass = [&](auto... to) { pass_clip(n, clipped, from, c(kMeanX0), to...); };
+            if (count == 3) pass(ways[0], ways[1], ways[2]);
+            if (count == 2) pass(ways[0], ways[1]);
+            if (count == 1) pass(ways[0]);
+          } else {
+            for (int w = 0; w < count; ++w) combine(n, ways[w].out, Term{from, ways[w].of_grad});
+          }
           if (!wants[2] && !wants[4]) return;
           const T std = noisy ? c(kStd) : T(0);
           if (std == T(0)) {
