@@ -175,17 +175,23 @@ bool in_rows(const Tensors<S, N>& a, const Unit& unit, std::initializer_list<int
   return true;
 }
 
+// A unit's lines, if it is written past the caches. A segment that is not its first may begin
+// within a line.
+template <class S>
+Streamed* lines(const Access<S>& access, const Unit& unit, int64_t draw = 0) {
+  if (kVectors == 1 || !std::is_same_v<S, float> || unit.segments > 1) return nullptr;
+  return reinterpret_cast<Streamed*>(access.lines(unit.start, unit.n, draw));
+}
+
 // Calls f(where to write a unit), once, and brings it to its place.
 template <class S, class T, class F>
-void put(const Access<S>& access, const Unit& unit, T* buffer, const F& f) {
-  if constexpr (kVectors > 1 && std::is_same_v<S, float>) {
-    // A later segment may begin within a line.
-    float* const lines = unit.segments == 1 ? access.lines(unit.start, unit.n) : nullptr;
-    if (lines) return f(PastCaches{lines});
+void put(const Access<S>& access, const Unit& unit, T* buffer, const F& f, int64_t draw = 0) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (Streamed* out = lines(access, unit, draw)) return f(out);
   }
-  T* out = access.target(unit.start, unit.n, buffer);
+  T* out = access.target(unit.start, unit.n, buffer, draw);
   f(out);
-  access.write(unit.start, unit.n, out, buffer);
+  access.write(unit.start, unit.n, out, buffer, draw);
 }
 
 // The partial sums of a unit's values.

@@ -201,11 +201,10 @@ class Access {
     if (streaming_) stream(buffer, row(start, n), n * static_cast<int64_t>(sizeof(S)));
   }
 
-  // Where to write the chunk past the caches, if that is a row of numbers from a line's beginning
-  // on; else null.
-  T* lines(int64_t start, int64_t n) const {
+  // Where to write the chunk past the caches, if it is a row from a line's beginning on; else null.
+  T* lines(int64_t start, int64_t n, int64_t draw = 0) const {
     const int64_t offset = direct_ && streaming_ ? dims_->contiguous(index_, start, n) : -1;
-    T* const out = reinterpret_cast<T*>(data_) + offset;
+    T* const out = reinterpret_cast<T*>(data_) + draw * draw_stride_ + offset;
     return offset >= 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0 ? out : nullptr;
   }
 

@@ -341,16 +341,16 @@ GENKERN_HD V load_vector(const T* in) {
   return load_as(Number<V>(), in);
 }
 
-// Memory that is written past the caches, from the beginning of a line on: see stream_fence().
-struct PastCaches {
-  float* at;
-  GENKERN_HD PastCaches operator+(int64_t i) const { return {at + i}; }
+// A float in memory that is written past the caches, from a line's beginning on: see
+// stream_fence().
+struct Streamed {
+  float value;
 };
-GENKERN_HD void store_vector(PastCaches out, float x) { *out.at = x; }
+GENKERN_HD void store_vector(Streamed* out, float x) { out->value = x; }
 #if defined(GENKERN_VECTORS)
 template <int N>
-GENKERN_HD void store_vector(PastCaches out, Floats<N> x) {
-  for (int i = 0; i < N; ++i) Lanes::stream(out.at + i * Lanes::kFloats, x.v[i]);
+GENKERN_HD void store_vector(Streamed* out, Floats<N> x) {
+  for (int i = 0; i < N; ++i) Lanes::stream(&out[i * Lanes::kFloats].value, x.v[i]);
 }
 #endif
 

@@ -45,7 +45,7 @@ Term(const P*, T) -> Term<T, P>;
 
 // out = the sum of the terms.
 template <class T, class O, class P, class... Rest>
-void combine(int64_t n, O out, Term<T, P> first, Term<T, Rest>... rest) {
+void combine(int64_t n, O* out, Term<T, P> first, Term<T, Rest>... rest) {
   for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
     V sum = V(first.c) * load_vector<V>(first.in + i);
@@ -56,7 +56,7 @@ void combine(int64_t n, O out, Term<T, P> first, Term<T, Rest>... rest) {
 
 // The sum of `done`, of `count` terms more and of `last`, if it is there.
 template <class T, class O, class P, class E, class... Done>
-void combine_all(int64_t n, O out, int count, const Term<T, P>* more, Term<T, E> last,
+void combine_all(int64_t n, O* out, int count, const Term<T, P>* more, Term<T, E> last,
                  Done... done) {
   if constexpr (sizeof...(Done) < 4) {
     if (count > 0) return combine_all(n, out, count - 1, more + 1, last, done..., *more);
@@ -97,7 +97,7 @@ void affine(const Affine& call) {
       for (int64_t index = begin; index < end; ++index) {
         const Unit unit(cut, index);
         // `in(k)` is where term k begins, or null.
-        const auto sum = [&](int terms, auto in, const T* eps, auto out) {
+        const auto sum = [&](int terms, auto in, const T* eps, auto* out) {
           for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
             const auto c = [&](int k) { return coefficient<T>(call.table, sample, k); };
             decltype(Term{in(0), T()}) there[4];
@@ -125,7 +125,7 @@ void affine(const Affine& call) {
         for (int k = 0; k < 3; ++k) {
           in[k] = a[k] ? a[k].read(unit.start, unit.n, in_[k]) : nullptr;
         }
-        put(a[4], unit, out_, [&](auto out) { sum(3, [&](int k) { return in[k]; }, eps, out); });
+        put(a[4], unit, out_, [&](auto* out) { sum(3, [&](int k) { return in[k]; }, eps, out); });
       }
     });
   });
@@ -243,10 +243,10 @@ void noise_loss(const NoiseLoss& call) {
       if (forming && in_rows(a, unit, {kLossGradPred})) {
         differences(gradient.row_target(unit.start, unit.n, rounded));
         gradient.write_row(unit.start, unit.n, rounded);
+      } else if (forming) {
+        put(gradient, unit, grad_, differences);
       } else {
-        T* grad = forming ? gradient.target(unit.start, unit.n, grad_) : grad_;
-        differences(grad);
-        if (forming) gradient.write(unit.start, unit.n, grad, grad_);
+        differences(grad_);
       }
       if (reduce) {
         partial_sums(cut, unit, out, call.partials);
@@ -386,7 +386,7 @@ struct ClippedX0 {
 
 // out = of_x0 x0 + the sum of the terms. `finish(i, x0)` is what x0 becomes first.
 template <class T, class O, class P, class M, class F, class... Rest>
-void combine_x0(int64_t n, O out, ClippedX0<T, P, M> clipped, F finish, T of_x0,
+void combine_x0(int64_t n, O* out, ClippedX0<T, P, M> clipped, F finish, T of_x0,
                 Term<T, Rest>... rest) {
   for_steps<T>(n, [=](auto number, int64_t i) __attribute__((always_inline)) {
     using V = typename decltype(number)::T;
@@ -403,7 +403,7 @@ bool clips(double low, double high) { return low != -INFINITY || high != INFINIT
 // numbers; eps is null where no noise is added.
 template <class T, class P, class M, class E, class O>
 void sampler_step_of(const SamplerStep& call, int64_t sample, int64_t n, const P* x, const M* m,
-                     const E* eps, T std, T* x0, O out) {
+                     const E* eps, T std, T* x0, O* out) {
   const auto c = [&](int column) { return coefficient<T>(call.table, sample, column); };
   const Term to_x{x, c(kMeanXt)};
   const Term to_m{m, c(kMeanPred)};
@@ -453,7 +453,7 @@ void sampler_step(const SamplerStep& call) {
                              unit, eps_);
         };
         T* x0 = a[kX0] ? a[kX0].target(unit.start, unit.n, x0_) : nullptr;
-        const auto step = [&](const auto* x, const auto* m, const auto* eps, auto out) {
+        const auto step = [&](const auto* x, const auto* m, const auto* eps, auto* out) {
           for_samples(call, cut, unit, [&](int64_t sample, int64_t at, int64_t n) {
             // A coefficient of 0 adds no noise, whatever it and its deviation are.
             const T std = eps ? coefficient<T>(call.table, sample, kStd) : T(0);
@@ -486,7 +486,7 @@ void sampler_step(const SamplerStep& call) {
             });
             eps = scaled;
           }
-          put(a[kNext], unit, out_, [&](auto out) { step(x, m, eps, out); });
+          put(a[kNext], unit, out_, [&](auto* out) { step(x, m, eps, out); });
         }
         if (a[kX0]) a[kX0].write(unit.start, unit.n, x0, x0_);
       }

@@ -155,11 +155,17 @@ void posterior_typed(const Posterior& call) {
         const T* lv2 = a[kPriorLogvar] ? a[kPriorLogvar].read(start, n, lv2_) : lv2_;
         for (int64_t draw = 0; draw < call.draws; ++draw) {
           const T* eps = kDraw ? noise(draw) : eps_;
-          T* z = kDraw ? a[kZ].target(start, n, z_, draw) : z_;
-          const auto loop = plain ? posterior_loop<T, kPrior, kDraw, kKl, true, T, T, T>
-                                  : posterior_loop<T, kPrior, kDraw, kKl, false, T, T, T>;
-          loop(call, n, mu, logvar, m2, lv2, eps, z, kl);
-          if (kDraw) a[kZ].write(start, n, z, z_, draw);
+          const auto loop = [&](auto* z) {
+            plain ? posterior_loop<T, kPrior, kDraw, kKl, true>(call, n, mu, logvar, m2, lv2, eps,
+                                                                z, kl)
+                  : posterior_loop<T, kPrior, kDraw, kKl, false>(call, n, mu, logvar, m2, lv2, eps,
+                                                                 z, kl);
+          };
+          if constexpr (kDraw) {
+            put(a[kZ], unit, z_, loop, draw);
+          } else {
+            loop(z_);
+          }
         }
       }
       if constexpr (kKl) {
@@ -205,13 +211,13 @@ void posterior(const Posterior& call) {
 
 // `along_eps` is the upstream gradient of z times the noise, or null where it is gz * eps: one
 // draw.
-template <class T, bool kPrior, bool kDraw, bool kKl, bool kPlain, class P, class E>
+template <class T, bool kPrior, bool kDraw, bool kKl, bool kPlain, class P, class E, class O>
 void posterior_backward_loop(const Posterior& call, double kl_scale, int64_t n,
                              const P* __restrict mu, const P* __restrict logvar,
                              const T* __restrict m2, const T* __restrict lv2,
                              const P* __restrict gz, const E* __restrict eps,
                              const T* __restrict along_eps, const T* __restrict gkl,
-                             P* __restrict grad_mu, P* __restrict grad_logvar,
+                             O* __restrict grad_mu, O* __restrict grad_logvar,
                              T* __restrict grad_m2, T* __restrict grad_lv2) {
   const PosteriorNumbers<T> numbers(call);
   const T scale = static_cast<T>(kl_scale);
@@ -323,13 +329,13 @@ void posterior_backward_typed(const Posterior& call) {
             return eps_;
           };
           if (rows && in_rows(a, unit, {kMu, kLogvar, kNoise, kGradZ, kGradMu, kGradLogvar})) {
-            const auto row = [&](int k) -> S* { return a[k] ? a[k].row(start, n) : nullptr; };
+            const auto row = [&](int k) -> const S* { return a[k] ? a[k].row(start, n) : nullptr; };
             S* out[2];
             for (int v = 0; v < 2; ++v) {
               out[v] = a[kGradMu + v].row_target(start, n, rounded[v]);
             }
             const auto loop = [&](const auto* eps) {
-              posterior_backward_loop<T, false, kDraw, kKl, true, S>(
+              posterior_backward_loop<T, false, kDraw, kKl, true>(
                   call, kl_scale, n, row(kMu), row(kLogvar), m2_, lv2_, row(kGradZ), eps, nullptr,
                   gkl, out[0], out[1], out_[2], out_[3]);
             };
@@ -355,11 +361,23 @@ void posterior_backward_typed(const Posterior& call) {
           for (int v = 0; v < 4; ++v) {
             out[v] = a[kGradMu + v] ? a[kGradMu + v].target(start, n, out_[v]) : out_[v];
           }
-          const auto loop = plain ? posterior_backward_loop<T, kPrior, kDraw, kKl, true, T, T>
-                                  : posterior_backward_loop<T, kPrior, kDraw, kKl, false, T, T>;
-          loop(call, kl_scale, n, mu, logvar, m2, lv2, gz, eps, call.draws == 1 ? nullptr : along,
-               gkl, out[0], out[1], out[2], out[3]);
-          for (int v = 0; v < 4; ++v) {
+          const T* along_eps = call.draws == 1 ? nullptr : along;
+          const auto loop = [&](auto* grad_mu, auto* grad_logvar) {
+            plain ? posterior_backward_loop<T, kPrior, kDraw, kKl, true>(
+                        call, kl_scale, n, mu, logvar, m2, lv2, gz, eps, along_eps, gkl, grad_mu,
+                        grad_logvar, out[2], out[3])
+                  : posterior_backward_loop<T, kPrior, kDraw, kKl, false>(
+                        call, kl_scale, n, mu, logvar, m2, lv2, gz, eps, along_eps, gkl, grad_mu,
+                        grad_logvar, out[2], out[3]);
+          };
+          Streamed* const grad_mu = lines(a[kGradMu], unit);
+          Streamed* const grad_logvar = lines(a[kGradLogvar], unit);
+          const bool streamed = grad_mu && grad_logvar;
+          if constexpr (std::is_same_v<S, float>) {
+            if (streamed) loop(grad_mu, grad_logvar);
+          }
+          if (!streamed) loop(out[0], out[1]);
+          for (int v = streamed ? 2 : 0; v < 4; ++v) {
             if (a[kGradMu + v]) a[kGradMu + v].write(start, n, out[v], out_[v]);
           }
           if (kDraw && a[kGradNoise]) noise_gradient(call, a, start, n, logvar);
