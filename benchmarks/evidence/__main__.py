@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,8 @@ def _run(part: Part, quick: bool, console: Console) -> bool:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as out:
         command = [sys.executable, *part.command(quick)]
-        code = subprocess.run(command, cwd=ROOT, stdout=out, stderr=out).returncode
+        environment = os.environ | ({"OMP_NUM_THREADS": "1"} if part.one_thread else {})
+        code = subprocess.run(command, cwd=ROOT, stdout=out, stderr=out, env=environment).returncode
     if code:
         console.print(f"{part.name}: FAILED with {code}, see {log}", markup=False)
     return code == 0

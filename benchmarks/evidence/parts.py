@@ -33,7 +33,8 @@ def _compiler() -> str | None:
 class Part:
     """A command that writes docs/evidence/<name>.json; `lacks` says what it misses here.
 
-    A timed one runs alone.
+    A timed one runs alone. Of `one_thread` the operators use one: beside another part more would
+    wait for one another at each call.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Part:
     quick: Sequence[str] = ("--quick",)
     module: str = ""
     timed: bool = False
+    one_thread: bool = False
     lacks: Callable[[], str | None] = field(default=_nothing)
 
     @property
@@ -75,6 +77,6 @@ PARTS = (
     Part("sanitize", "tests and fuzzing under ASan, UBSan and TSan", 25,
          quick=("--only", "baseline", "address"),
          lacks=_compiler),
-    Part("fuzz", "random and hostile calls", 12),
+    Part("fuzz", "random and hostile calls", 12, one_thread=True),
     Part("soak", "training for an hour: memory", 60, ("--minutes", "60"), ("--minutes", "1")),
 )  # fmt: skip

@@ -203,9 +203,11 @@ class Access {
 
   // Where to write the chunk past the caches, if it is a row from a line's beginning on; else null.
   T* lines(int64_t start, int64_t n, int64_t draw = 0) const {
-    const int64_t offset = direct_ && streaming_ ? dims_->contiguous(index_, start, n) : -1;
+    if (!direct_ || !streaming_) return nullptr;
+    const int64_t offset = dims_->contiguous(index_, start, n);
+    if (offset < 0) return nullptr;
     T* const out = reinterpret_cast<T*>(data_) + draw * draw_stride_ + offset;
-    return offset >= 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0 ? out : nullptr;
+    return reinterpret_cast<uintptr_t>(out) % 64 == 0 ? out : nullptr;
   }
 
   // Where to write the chunk: in place, or the buffer. `write` completes it.
