@@ -52,11 +52,24 @@ _LARGE = 3, 1_400_003
 _SCHEDULE = diffusion.NoiseSchedule.linear(1000)
 _T = torch.tensor([3, 500, 999])
 
+
+def _gradients(f: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    """The gradients of a sum, one below the other."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    return torch.cat(torch.autograd.grad(f(*leaves).sum(), leaves))
+
+
 _STEPS: dict[str, Callable[..., torch.Tensor]] = {
     "q_sample": lambda x, _, eps: diffusion.q_sample(x, _T, _SCHEDULE, noise=eps),
     "ddpm_step": lambda x, m, eps: diffusion.ddpm_step(x, m, _T, _SCHEDULE, noise=eps),
     "ddim_step": lambda x, m, _: diffusion.ddim_step(x, m, _T, _SCHEDULE, prev_t=_T - 1),
     "rsample": lambda mu, logvar, eps: vae.rsample(mu, logvar, noise=eps),
+    "rsample backward": lambda mu, logvar, eps: _gradients(
+        lambda m, l: vae.rsample(m, l, noise=eps), mu, logvar
+    ),
+    "noise_loss backward": lambda m, x, eps: _gradients(
+        lambda p: diffusion.noise_loss(p, x, _T, _SCHEDULE, noise=eps, reduction="sum"), m
+    ),
     "interpolate": lambda x, y, _: gan.interpolate(x, y, key=random.key(3)),
 }
 
