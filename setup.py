@@ -8,8 +8,9 @@ Three parts, each built only where its tools are: ``genkern_host`` (the NumPy mo
   cpu    the CPU library, or an error
   cuda   the CPU and the CUDA library, or an error
 
-``GENKERN_WERROR=1``, for development, makes compiler warnings and failed builds errors. Whether a
-GPU is present is never asked: build machines have none. Sources and flags are in CMakeLists.txt.
+``GENKERN_WERROR=1``, for development, makes compiler warnings and failed builds errors, and
+``CMAKE_ARGS`` adds arguments for CMake. Whether a GPU is present is never asked: build machines
+have none. Sources and flags are in CMakeLists.txt.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -219,7 +221,9 @@ def run_cmake(prefix: Path) -> None:
     if ninja:
         options["CMAKE_MAKE_PROGRAM"] = ninja
     configure = [cmake, "-S", ROOT, "-B", build, *(["-G", "Ninja"] if ninja else [])]
-    subprocess.run([*configure, *(f"-D{k}={v}" for k, v in options.items())], check=True)
+    configure += [f"-D{key}={value}" for key, value in options.items()]
+    configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    subprocess.run(configure, check=True)
     subprocess.run([cmake, "--build", build], check=True)
     subprocess.run([cmake, "--install", build, "--prefix", prefix], check=True)
 

@@ -29,16 +29,7 @@
 namespace genkern {
 
 // The kernels of this processor.
-#if defined(GENKERN_ONLY)
-#define GENKERN_KERNELS(family) GENKERN_ONLY::family##_kernels()
-#elif defined(__x86_64__)
-#define GENKERN_KERNELS(family)                                     \
-  (capability() == Capability::kAvx512 ? avx512::family##_kernels() \
-   : capability() == Capability::kAvx2 ? avx2::family##_kernels()   \
-                                       : baseline::family##_kernels())
-#else
-#define GENKERN_KERNELS(family) baseline::family##_kernels()
-#endif
+#define GENKERN_KERNELS(family) GENKERN_DISPATCH(family##_kernels())
 
 inline void parallel(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t),
                      void* context) {

@@ -9,3 +9,15 @@ enum class Capability { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 Capability capability();
 
 }  // namespace genkern
+
+// A call of the function that was compiled for this instruction set, in its namespace.
+#if defined(GENKERN_ONLY)
+#define GENKERN_DISPATCH(call) (::genkern::GENKERN_ONLY::call)
+#elif defined(__x86_64__)
+#define GENKERN_DISPATCH(call)                                                         \
+  (::genkern::capability() == ::genkern::Capability::kAvx512 ? ::genkern::avx512::call \
+   : ::genkern::capability() == ::genkern::Capability::kAvx2 ? ::genkern::avx2::call   \
+                                                             : ::genkern::baseline::call)
+#else
+#define GENKERN_DISPATCH(call) (::genkern::baseline::call)
+#endif

@@ -20,13 +20,7 @@ namespace {
 
 using KeyArray = py::array_t<uint64_t, py::array::c_style>;
 
-Streams streams() {
-#if defined(__x86_64__)
-  if (capability() == Capability::kAvx512) return avx512::streams();
-  if (capability() == Capability::kAvx2) return avx2::streams();
-#endif
-  return baseline::streams();
-}
+Streams streams() { return GENKERN_DISPATCH(streams()); }
 
 std::string describe(const py::array& array) {
   return py::str(array.dtype()).cast<std::string>() + " of shape " +
