@@ -6,6 +6,8 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from genkern._native import unavailable_reason
 
 _ROOF_STREAM = 64 << 20
 _TARGET_THREADS = 2
+_ROOT = Path(__file__).parents[1]
 
 
 def _first_line(path: str, start: str = "") -> str | None:
@@ -36,6 +39,22 @@ def version(package: str) -> str:
         return "not installed"
 
 
+def said_by(*command: str) -> str:
+    """What a program prints, or an empty string where it is not there or fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _commit() -> str:
+    """The checkout's commit, with a + where the sources differ from it."""
+    commit = said_by("git", "rev-parse", "--short", "HEAD")
+    sources = ("csrc", "genkern", "benchmarks", "tests", "CMakeLists.txt", "setup.py")
+    changed = said_by("git", "status", "--porcelain", "--", *sources)
+    return commit + ("+" if changed else "") or "not a checkout"
+
+
 def _cpu() -> str:
     line = _first_line("/proc/cpuinfo", "model name")
     return line.split(":", 1)[1].strip() if line else platform.processor() or platform.machine()
@@ -49,6 +68,7 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
     facts = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "genkern": genkern.__version__,
+        "commit": _commit(),
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
         "python": platform.python_version(),

@@ -187,18 +187,9 @@ def _remarks(found: Sequence[Group]) -> Iterator[str]:
 # ---- the machine
 
 
-def _said_by(*command: str) -> str:
-    """What a program prints, or an empty string where it is not there or fails."""
-    if shutil.which(command[0]) is None:
-        return ""
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 def machine(device: str) -> dict[str, Any]:
     """Facts about the run."""
     facts = environment.describe(torch.device(device), torch.get_num_threads())
-    facts["commit"] = _said_by("git", "describe", "--always", "--dirty")
     if device == "cuda":
         facts["devices"] = [
             {
@@ -209,7 +200,7 @@ def machine(device: str) -> dict[str, Any]:
             }
             for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
         ]
-        facts["driver"] = _said_by(
+        facts["driver"] = environment.said_by(
             "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
         )
         facts["CUDA of torch"] = torch.version.cuda or f"ROCm {torch.version.hip}"

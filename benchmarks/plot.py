@@ -77,8 +77,8 @@ def save(records: Sequence[dict[str, Any]], facts: dict[str, Any], path: str) ->
     handles: list[Any] = [Patch(color=c) for c in _COLOURS.values()]
     handles += [Line2D([], [], color="black"), Line2D([], [], color="black", ls=":")]
     names = [
-        "over eager PyTorch", "over torch.compile", "over diffusers", "of memory",
-        "of memory or noise alone", "floor", "goal",
+        "over eager PyTorch", "over torch.compile", "over diffusers",
+        "of the memory's speed", "of the slower of memory and noise", "floor", "goal",
     ]  # fmt: skip
     figure.legend(handles, names, loc="outside lower center", ncols=7, frameon=False)
     figure.suptitle(

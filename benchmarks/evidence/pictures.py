@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks import plot
 from benchmarks.gpu_model import GPUS
@@ -21,23 +22,81 @@ _OURS, _OTHER = "#0072b2", "#e69f00"
 
 
 def _speed(results: Results, path: Path) -> None:
-    judged = [r for r in results["records"] if r["targets"]]
-    plot.save(judged or results["records"], results["environment"], str(path))
+    """The cases with floors, and those in which another is faster."""
+    others = ("eager", "compile", "diffusers")
+    shown = [
+        r for r in results["records"]
+        if r["targets"] or any(r["ratios"].get(name, 1.0) < 1.0 for name in others)
+    ]  # fmt: skip
+    plot.save(shown or results["records"], results["environment"], str(path))
+
+
+def _dots(axes: Any, values: dict[str, float], names: list[str], label: str, to: float) -> None:
+    """A column of ratios; those below 1 in another colour."""
+    y = [names.index(name) for name in values]
+    colours = [_OURS if value >= 1 else _OTHER for value in values.values()]
+    axes.axvline(1.0, color="gray", lw=0.8)
+    axes.axvline(to, color="gray", lw=0.8, ls=":")
+    axes.hlines(y, 1.0, list(values.values()), color="lightgray", lw=1.5)
+    axes.scatter(list(values.values()), y, c=colours, s=16, zorder=2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(base=2))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(label, fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
+def _profile(results: Results, path: Path) -> None:
+    found = {name: part["found"] for name, part in results.items() if "found" in part}
+    columns: list[tuple[dict[str, float], str, float]] = []
+    if "skipped" not in found["vectorised"]:
+        ratios = {
+            name: by["float32"]["compiler"] / by["float32"]["explicit"]
+            for name, by in found["vectorised"]["operators"].items()
+        }
+        columns.append((ratios, "AVX2, over the compiler's vectors", 1.5))
+    one = {n: t["eager"] / t["genkern"] for n, t in found["latency"]["one element"].items()}
+    columns.append((one, "one element, over eager PyTorch", 1.0))
+    most = max(next(iter(found["scaling"].values())), key=int)
+    scaling = {name: t["1"] / t[most] for name, t in found["scaling"].items()}
+    columns.append((scaling, f"1M elements, {most} threads over one", 1.7))
+    names = list(dict.fromkeys(name for values, _, _ in columns for name in values))
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(11, 0.17 * len(names) + 1.2), sharey=True, layout="constrained"
+    )
+    for axis, (values, label, to) in zip(axes, columns, strict=True):
+        _dots(axis, values, names, label, to)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def _gpu_static(results: Results, path: Path) -> None:
-    chosen = [r for r in results["records"] if r["backend"] == "cuda" and r["dtype"] == "bfloat16"]
-    kernels = list(dict.fromkeys(r["kernel"] for r in chosen))
-    targets = list(dict.fromkeys(r["target"] for r in chosen))
-    figure, axes = plt.subplots(figsize=(9, 0.26 * len(kernels) + 1.2), layout="constrained")
+    """Of each backend the kernels below the memory's speed on some GPU, in bfloat16."""
+    chosen = [r for r in results["records"] if r["dtype"] == "bfloat16"]
+    below = {(r["backend"], r["kernel"]) for r in chosen if r["roof"] < 0.995}
+    names = [n for n in dict.fromkeys((r["backend"], r["kernel"]) for r in chosen) if n in below]
+    targets = [t for t in GPUS if any(r["target"] == t for r in chosen)]
+    figure, axes = plt.subplots(figsize=(9, 0.24 * len(names) + 1.4), layout="constrained")
     for i, target in enumerate(targets):
-        roof = {r["kernel"]: r["roof"] for r in chosen if r["target"] == target}
-        y = np.arange(len(kernels)) + 0.25 * (i - (len(targets) - 1) / 2)
-        axes.barh(y, [100 * roof.get(k, 0) for k in kernels], 0.25, label=GPUS[target].name)
-    axes.set_yticks(range(len(kernels)), [k.replace("Noise::", "") for k in kernels], fontsize=7)
-    axes.invert_yaxis()
-    axes.margins(y=0.01)
-    axes.set_xlabel("share of the memory's speed by the model, %, bfloat16")
+        points = [
+            (names.index(n), 100 * r["roof"])
+            for r in chosen
+            if r["target"] == target and (n := (r["backend"], r["kernel"])) in below
+        ]
+        if points:
+            y, x = zip(*points, strict=True)
+            axes.plot(x, y, "os^Dv"[i % 5], ms=5, label=GPUS[target].name, alpha=0.8)
+    labels = [f"{b}: {k.replace('_kernel', '').replace('Noise::', '')}" for b, k in names]
+    axes.set_yticks(range(len(names)), labels, fontsize=7)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", color="lightgray", lw=0.6)
+    axes.set_xlim(0, 103)
+    axes.set_xlabel(
+        "share of the memory's speed by the model, %, bfloat16; the other kernels reach it"
+    )
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -60,7 +119,7 @@ def _numerics(results: Results, path: Path) -> None:
     axes.set_yticks(y, list(points), fontsize=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel("worst error, float32, in ulp of the sum of the terms")
+    axes.set_xlabel("worst error, float32, in ulp of the sum of the terms (at least 0.05)")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -100,6 +159,7 @@ def _soak(results: Results, path: Path) -> None:
 
 PICTURES: dict[str, Callable[[Results, Path], None]] = {
     "speed": _speed,
+    "profile": _profile,
     "gpu_static": _gpu_static,
     "numerics": _numerics,
     "randomness": _randomness,
