@@ -37,7 +37,7 @@ help:
 	@echo "make gpu-static  print what the GPU kernels compile to and the speed that follows"
 	@echo "make exhaustive  tests of minutes: all 2^32 words, sanitizers, every GPU target"
 	@echo "make report      measure and test everything at length, write docs/report.md (two hours)"
-	@echo "make fuzz        100,000 random and as many hostile calls (hours; ARGS=--quick: minutes)"
+	@echo "make fuzz        100,000 random and as many hostile calls (ten minutes; ARGS=--quick: 2,000)"
 	@echo "make sanitize    tests and fuzzing under ASan, UBSan and TSan (half an hour)"
 	@echo "make soak        train for an hour and watch the memory (ARGS=\"--minutes 5\")"
 	@echo "make large       tensors of more than 2^31 and 2^32 elements (20 GB)"
