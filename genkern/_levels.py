@@ -99,6 +99,18 @@ class Schedule:
             num_steps: Number of steps, at most T.
             spacing: "leading" (ends at 0), "linspace" (from T - 1 to 0) or "trailing" (starts at
                 T - 1).
+
+        Returns:
+            The steps, (num_steps,).
+
+        Raises:
+            TypeError: If num_steps is no integer.
+            ValueError: If num_steps is not in [1, T], or spacing is not valid.
+
+        Example:
+            >>> import genkern
+            >>> genkern.diffusion.NoiseSchedule.linear(1000).timesteps(4)
+            tensor([750, 500, 250,   0])
         """
         steps = self.spaced("timesteps", num_steps, spacing)
         return torch.tensor(steps, dtype=torch.int64, device=self.device)
@@ -356,6 +368,10 @@ class Schedule:
         if isinstance(t, Tensor):
             _check_shape(function, "t", t, like)
         values = _values(t) if isinstance(t, Tensor) else [t]
+        if values is None:
+            within = (t > 0.0) & (t <= self.highest) & (t < math.inf)
+            expected = f"t to be levels in (0, {self.highest:g}]"
+            _assert_all(within, f"{function}: expected {expected}")
         for i, v in enumerate(values or ()):
             if not (0.0 < v <= self.highest and v < math.inf):
                 where = f" at index {i}" if isinstance(t, Tensor) and t.dim() else ""
@@ -366,17 +382,12 @@ class Schedule:
 
     def _assert_order(self, function: str, t: Any, prev_t: Any) -> None:
         """What `_check_prev` and the kernels ask, of values that cannot be read here."""
-        wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-        if not torch.compiler.is_compiling() and any(
-            wrapped(x) for x in (t, prev_t) if isinstance(x, Tensor)
-        ):
-            return
         step = not is_level(t)
         right = (prev_t >= (-1 if step else 0.0)) & (prev_t < t)
         if step:
             right = right & (t < len(self))
         expected = f"t in [0, {len(self)}) and prev_t in [-1, t)" if step else "prev_t in [0, t)"
-        torch._assert_async(right.all(), f"{function}: expected {expected}")
+        _assert_all(right, f"{function}: expected {expected}")
 
     def _check_prev(self, function: str, t: Time, prev_t: Time, like: Tensor) -> None:
         step = not is_level(t)
@@ -470,7 +481,20 @@ def _run(
 
 def _as_time(t: Any) -> Any:
     """Other integers than Python's, such as NumPy's, as Python's."""
-    return operator.index(t) if hasattr(t, "__index__") else t
+    try:
+        return operator.index(t)
+    except TypeError:
+        return t
+
+
+def _assert_all(right: Tensor, message: str) -> None:
+    """Raises a RuntimeError where values are, when they are there, unless all are true."""
+    if not torch.compiler.is_compiling():
+        functorch = torch._C._functorch
+        # No transform has a rule for the assertion, which asks the same of all that it holds.
+        while functorch.is_functorch_wrapped_tensor(right):
+            right = functorch.get_unwrapped(right)
+    torch._assert_async(right.all(), message)
 
 
 def is_level(t: Time) -> bool:

@@ -61,7 +61,8 @@ def sample(
         schedule: A schedule; "ddpm" needs a NoiseSchedule.
         sampler: "ddpm", "ddim" or "ode".
         num_steps: Number of steps; all T when None.
-        spacing: Which steps, as in the schedule's `timesteps`.
+        spacing: Which steps, as in the schedule's `timesteps`. "leading" leaves out the last ones:
+            a FlowSchedule's run then starts below level 1 from pure noise, so give it "trailing".
         eta: As for :func:`ddim_step`, with "ddim".
         key: uint64 or int64 key, (2,), or (B, 2) for one a sample; (2,) is split into B.
         generator: Source of a new key. Give at most one of key and generator.
@@ -78,7 +79,8 @@ def sample(
         The samples x_0.
 
     Raises:
-        TypeError: If the schedule, key, dtype, shape or the model's output is of the wrong type.
+        TypeError: If the schedule, key, dtype, shape, callback or the model's output is of the
+            wrong type.
         ValueError: If an option is not valid, the model's output has the wrong shape, or "epsilon"
             is predicted at a step where nothing of x0 is left.
 
@@ -123,6 +125,9 @@ def sample(
     if len(shape) < (2 if learned else 1):
         needed = f"(B, C, ...) with variance_type {variance_type}" if learned else "(B, ...)"
         raise ValueError(f"sample: shape must be {needed}, got {shape}")
+    if callback is not None and not callable(callback):
+        got = type(callback).__name__
+        raise TypeError(f"sample: callback must be a function or None, got {got}")
     if num_steps is None:
         num_steps = len(schedule)
     timesteps = tuple(schedule.spaced("sample", num_steps, spacing))

@@ -77,7 +77,18 @@ class NoiseSchedule(Schedule):
         *,
         table_dtype: torch.dtype = torch.float64,
     ) -> NoiseSchedule:
-        """Betas equally spaced: Ho et al., arXiv:2006.11239, section 4."""
+        """Betas equally spaced: Ho et al., arXiv:2006.11239, section 4.
+
+        Args:
+            T: Number of steps.
+            beta_start: The first beta.
+            beta_end: The last one.
+            table_dtype: Of the tables: float64, or float32 for diffusers' to the bit.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If T is below 1, or a beta outside (0, 1].
+        """
         _check_arguments("linear", T, table_dtype)
         beta_start = checks.number("linear", "beta_start", beta_start)
         beta_end = checks.number("linear", "beta_end", beta_end)
@@ -93,7 +104,18 @@ class NoiseSchedule(Schedule):
         *,
         table_dtype: torch.dtype = torch.float64,
     ) -> NoiseSchedule:
-        """Square roots of the betas equally spaced, as in latent diffusion models."""
+        """Square roots of the betas equally spaced, as in latent diffusion models.
+
+        Args:
+            T: Number of steps.
+            beta_start: The first beta.
+            beta_end: The last one.
+            table_dtype: Of the tables: float64, or float32 for diffusers' to the bit.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If T is below 1, or a beta outside (0, 1].
+        """
         _check_arguments("scaled_linear", T, table_dtype)
         expected = "at least 0 and finite"
         beta_start = checks.number(
@@ -105,7 +127,16 @@ class NoiseSchedule(Schedule):
 
     @classmethod
     def cosine(cls, T: int = 1000, *, table_dtype: torch.dtype = torch.float64) -> NoiseSchedule:
-        """The squared cosine: Nichol and Dhariwal, arXiv:2102.09672, (17); betas at most 0.999."""
+        """The squared cosine: Nichol and Dhariwal, arXiv:2102.09672, (17); betas at most 0.999.
+
+        Args:
+            T: Number of steps.
+            table_dtype: Of the tables, as for `linear`.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If T is below 1.
+        """
         _check_arguments("cosine", T, table_dtype)
 
         def f(u: float) -> float:
@@ -123,7 +154,18 @@ class NoiseSchedule(Schedule):
         *,
         table_dtype: torch.dtype = torch.float64,
     ) -> NoiseSchedule:
-        """Betas on the logistic curve from -6 to 6: Xu et al., arXiv:2203.02923, appendix."""
+        """Betas on the logistic curve from -6 to 6: Xu et al., arXiv:2203.02923, appendix.
+
+        Args:
+            T: Number of steps.
+            beta_start: Where the curve comes from.
+            beta_end: Where it goes to.
+            table_dtype: Of the tables: float64, or float32 for diffusers' to the bit.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If T is below 1, or a beta outside (0, 1].
+        """
         _check_arguments("sigmoid", T, table_dtype)
         beta_start = checks.number("sigmoid", "beta_start", beta_start)
         beta_end = checks.number("sigmoid", "beta_end", beta_end)
@@ -134,7 +176,16 @@ class NoiseSchedule(Schedule):
     def from_betas(
         cls, betas: Tensor | Sequence[float], *, table_dtype: torch.dtype = torch.float64
     ) -> NoiseSchedule:
-        """The schedule of given betas, in (0, 1]."""
+        """The schedule of given betas.
+
+        Args:
+            betas: (T,), in (0, 1].
+            table_dtype: Of the tables, as for `linear`.
+
+        Raises:
+            TypeError: If betas are no real numbers.
+            ValueError: If a beta is out of range, or there is none.
+        """
         table, device = _given("from_betas", "betas", betas, table_dtype)
         return cls._of_betas("from_betas", table).to(device)
 
@@ -142,7 +193,16 @@ class NoiseSchedule(Schedule):
     def from_alphas_cumprod(
         cls, alphas_cumprod: Tensor | Sequence[float], *, table_dtype: torch.dtype = torch.float64
     ) -> NoiseSchedule:
-        """The schedule of given alphas_cumprod, strictly decreasing in [0, 1)."""
+        """The schedule of given alphas_cumprod.
+
+        Args:
+            alphas_cumprod: (T,), strictly decreasing in [0, 1).
+            table_dtype: Of the tables, as for `linear`.
+
+        Raises:
+            TypeError: If they are no real numbers.
+            ValueError: If one is out of range or not below the one before, or there is none.
+        """
         function = "from_alphas_cumprod"
         table, device = _given(function, "alphas_cumprod", alphas_cumprod, table_dtype)
         _check_alphas_cumprod(function, table)
@@ -154,13 +214,34 @@ class NoiseSchedule(Schedule):
     def from_diffusers(
         cls, scheduler: Any, *, table_dtype: torch.dtype = torch.float64
     ) -> NoiseSchedule:
-        """The schedule of a diffusers scheduler, from its betas."""
+        """The schedule of a diffusers scheduler.
+
+        From its betas, or from its alphas_cumprod where it changes them afterwards (CogVideoX).
+
+        Args:
+            scheduler: The scheduler.
+            table_dtype: Of the tables, as for `linear`.
+
+        Raises:
+            TypeError: If it has no betas.
+            ValueError: If they are out of range.
+        """
+        function = "from_diffusers"
         betas = getattr(scheduler, "betas", None)
         if betas is None:
             got = type(scheduler).__name__
-            raise TypeError(f"from_diffusers: scheduler must have betas, got {got}")
-        table, _ = _given("from_diffusers", "betas", betas, table_dtype)
-        return cls._of_betas("from_diffusers", table)
+            raise TypeError(f"{function}: scheduler must have betas, got {got}")
+        table, _ = _given(function, "betas", betas, table_dtype)
+        found = cls._of_betas(function, table)
+        theirs = getattr(scheduler, "alphas_cumprod", None)
+        if theirs is None:
+            return found
+        theirs, _ = _given(function, "alphas_cumprod", theirs, table_dtype)
+        # A product of T float32 factors is off by T half-ulps, theirs and ours.
+        rounding = len(found) * torch.finfo(torch.float32).eps
+        if (found.alphas_cumprod - theirs).abs().max() <= rounding:
+            return found
+        return cls.from_alphas_cumprod(theirs, table_dtype=table_dtype)
 
     @classmethod
     def _of_betas(cls, function: str, betas: Tensor) -> NoiseSchedule:
@@ -214,6 +295,18 @@ class NoiseSchedule(Schedule):
         Args:
             weighting: "vlb" (42.9), or "min_snr" (Hang et al., arXiv:2303.09556, gamma = 5).
             prediction_type: "epsilon", "v_prediction" or "sample".
+
+        Returns:
+            The weights, in the tables' dtype; those of "vlb" at t = 0 are those at t = 1.
+
+        Raises:
+            ValueError: If an option is not valid.
+
+        Example:
+            >>> import genkern
+            >>> schedule = genkern.diffusion.NoiseSchedule.from_alphas_cumprod([0.75, 0.5])
+            >>> schedule.loss_weights("min_snr")
+            tensor([1., 1.], dtype=torch.float64)
         """
         checks.one_of("loss_weights", "weighting", weighting, self.weightings)
         checks.one_of("loss_weights", "prediction_type", prediction_type, self.prediction_types)
@@ -388,10 +481,25 @@ class EDMSchedule(Schedule):
         Args:
             x_t: Noised data, (B, ...).
             t: Step or level.
+
+        Returns:
+            c_in x_t in x_t's dtype, and c_noise in float32 (float64), (B,).
+
+        Raises:
+            TypeError: If x_t is not floating point, or t of the wrong type.
+            ValueError: If shapes or devices disagree.
+            IndexError: If t is out of range.
+
+        Example:
+            >>> import torch, genkern
+            >>> schedule = genkern.diffusion.EDMSchedule(18)
+            >>> schedule.model_input(torch.ones(1, 2), 1.0)
+            (tensor([[0.8944, 0.8944]]), tensor([0.]))
         """
         checks.floating("model_input", "x_t", x_t)
         c, index = self.rows("model_input", _coefficients.edm_input, (), t, x_t, x_t.dtype)
-        c_noise = (c if index is None else c[index.reshape(-1)])[:, 1]
+        # A copy: the schedule keeps the table, and results are the caller's to change.
+        c_noise = (c.clone() if index is None else c[index.reshape(-1)])[:, 1]
         return ops.affine(x_t, None, None, None, None, c, index), c_noise.expand(x_t.shape[:1])
 
     def model_inputs(
@@ -507,6 +615,8 @@ def _given(
     except (TypeError, ValueError, RuntimeError):
         got = type(values).__name__
         raise TypeError(f"{function}: {name} must be a table of numbers, got {got}") from None
+    if table.is_complex():
+        raise TypeError(f"{function}: {name} must be real numbers, got {table.dtype}")
     _check_table_shape(function, name, table)
     return table.detach().to("cpu", table_dtype, copy=True), table.device
 

@@ -108,7 +108,7 @@ def q_sample(
 
     Args:
         x0: Data, (B, ...).
-        t: Step, an integer or int64, () or (B,).
+        t: Step, an integer or int64, () or (B,); with a FlowSchedule or EDMSchedule also a level.
         schedule: A schedule.
         key: uint64 or int64 key, (2,), or (B, 2) for one a sample.
         noise: The noise itself, in x0's shape. Differentiable.
@@ -194,10 +194,11 @@ def noise_loss(
         IndexError: If t is out of range.
 
     Note:
-        One pass forward, one backward; nothing is kept but the inputs. (In float32 and float64 on a
-        CPU the one pass also forms the gradient of pred, which is kept instead.) Deterministic: the
-        same bits for any number of threads. "min_snr" is finite where the signal-to-noise ratio is
-        0; "vlb" is infinite there for epsilon, which is refused.
+        One pass forward, one backward; nothing is kept but the inputs. (In float32, float64 and
+        bfloat16 on a CPU the one pass also forms the gradient of pred, which is kept instead.)
+        Deterministic: the same bits for any number of threads. "epsilon" is a target at any step,
+        also where alphas_cumprod is 0, though no step can be made from such a prediction; the
+        weight "min_snr" is finite there, "vlb" infinite, which is refused.
 
     Example:
         >>> import torch, genkern
@@ -272,7 +273,8 @@ def _at_steps(weighting: Tensor, t: Time, sample_weight: Tensor | None, pred: Te
     index = t.clamp(0, len(weighting) - 1) if isinstance(t, Tensor) else int(t)
     weights = weighting[index]
     if sample_weight is not None:
-        return weights * sample_weight
+        exact = arithmetic(pred.dtype)
+        return weights.to(exact) * sample_weight.to(exact)
     return weights.expand(pred.shape[0] if pred.dim() else 1)
 
 
@@ -322,7 +324,8 @@ def q_posterior(
         "q_posterior", _coefficients.q_posterior, (), t, x0, x0.dtype, prev_t
     )
     mean = ops.affine(x0, x_t, None, None, None, table, index)
-    rows = table if index is None else table[index.reshape(-1)]
+    # A copy: the schedule keeps the table, and results are the caller's to change.
+    rows = table.clone() if index is None else table[index.reshape(-1)]
     shape = (-1, *[1] * (x0.dim() - 1)) if x0.dim() else ()
     variance, log_variance = (rows[:, i].reshape(shape).expand(x0.shape) for i in (2, 3))
     return mean, variance, log_variance
@@ -485,6 +488,8 @@ def ddpm_step(
     Note:
         One pass (rescaling and thresholding add one each). Differentiable in x_t, pred, uncond and
         noise; the gradient passes a clip at its bounds. No noise is drawn where none is added.
+        Coefficients come from a float64 table, and the result is rounded once. Deterministic: the
+        same bits for any number of threads and any batch, and a key's noise on every backend.
 
     Example:
         >>> import torch, genkern
@@ -786,7 +791,8 @@ def vlb_terms(
         x_t is not formed: only the error of the prediction enters, and the two variances by
         expm1(x) - x, so that a term is never negative by cancellation. The decoder's probability
         uses the exact normal distribution function, with its tails, and for deviations far wider
-        than a bin a series, so that its logarithm keeps its digits at any variance.
+        than a bin a series, so that its logarithm keeps its digits at any variance. Deterministic
+        as :func:`noise_loss` is.
 
     Example:
         >>> import torch, genkern

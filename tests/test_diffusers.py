@@ -15,7 +15,7 @@ from genkern.diffusion import NoiseSchedule, ddim_step, ddpm_step, noise_loss, q
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("diffusers")
-    from diffusers import DDIMScheduler, DDPMScheduler
+    from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, DDPMScheduler
     from diffusers.schedulers import scheduling_ddpm
 
 F32 = torch.float32
@@ -220,6 +220,14 @@ def exact_step(scheduler, t, prev, x, pred, variance, noise) -> torch.Tensor:
     x0 = (x - (1 - a) ** 0.5 * pred) / a**0.5
     mean = before**0.5 * beta / (1 - a) * x0 + (a / before) ** 0.5 * (1 - before) / (1 - a) * x
     return mean + variance(beta) ** 0.5 * noise
+
+
+def test_a_scheduler_that_changes_alphas_cumprod_after_its_betas():
+    theirs = CogVideoXDDIMScheduler()
+    of_betas = NoiseSchedule.from_betas(theirs.betas)
+    assert (of_betas.alphas_cumprod - theirs.alphas_cumprod).abs().max() > 0.1
+    schedule = NoiseSchedule.from_diffusers(theirs)
+    assert torch.equal(schedule.alphas_cumprod, theirs.alphas_cumprod.double())
 
 
 def test_fixed_large_log_and_learned_variances_are_not_nan(given_noise):

@@ -638,6 +638,40 @@ def test_zero_terminal_snr():
 # ---- edges
 
 
+def test_results_are_not_the_schedules_own_tables():
+    edm = genkern.diffusion.EDMSchedule(18)
+    x, c = torch.zeros(1, 1), torch.ones(1, 2)
+    for prev_t in (None, 3):
+        want = [v.clone() for v in q_posterior(x, x, 5, SCHEDULE, prev_t=prev_t)]
+        for result in q_posterior(x, x, 5, SCHEDULE, prev_t=prev_t):
+            result.fill_(9.0)
+        assert all(map(same_bits, q_posterior(x, x, 5, SCHEDULE, prev_t=prev_t), want))
+    want = [v.clone() for v in edm.model_input(c, 3)]
+    for result in edm.model_input(c, 3):
+        result.fill_(9.0)
+    assert all(map(same_bits, edm.model_input(c, 3), want))
+
+
+def test_weights_are_multiplied_in_the_arithmetics_precision():
+    one, none, t = torch.ones(1, 1), torch.zeros(1, 1), torch.tensor([3])
+    by_step = torch.full((len(SCHEDULE),), 300.0, dtype=torch.float16)
+    given = {"noise": none, "weighting": by_step, "sample_weight": by_step[:1]}
+    assert noise_loss(one, none, t, SCHEDULE, **given).item() == 9e4
+    third = torch.full((len(SCHEDULE),), 1 / 3)
+    given = {"noise": none.double(), "weighting": third, "sample_weight": third[:1]}
+    got = noise_loss(one.double(), none.double(), t, SCHEDULE, **given)
+    assert got.item() == third[0].double().item() ** 2
+
+
+def test_an_infinite_prediction_gives_the_bound_and_a_finite_gradient():
+    pred = torch.tensor([[math.inf, -math.inf, 0.5]], requires_grad=True)
+    x = torch.zeros(1, 3)
+    got = ddpm_step(x, pred, 0, SCHEDULE, clip_range=1.0)
+    assert got[0, :2].tolist() == [-1.0, 1.0]
+    (grad,) = torch.autograd.grad(got.sum(), pred)
+    assert grad.isfinite().all() and grad[0, :2].tolist() == [0.0, 0.0]
+
+
 def test_nan_stays_where_it_is():
     x, pred = tensors(2, F32)
     x[1, 0, 2, 3] = math.nan

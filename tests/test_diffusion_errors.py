@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -602,6 +603,16 @@ ERRORS = [
         lambda: sample(model, (2, 3), S, num_steps=1001),
         ValueError,
         "sample: num_steps must be in [1, 1000], got 1001",
+    ),
+    (
+        lambda: sample(model, (2, 3), S, callback=3),
+        TypeError,
+        "sample: callback must be a function or None, got int",
+    ),
+    (
+        lambda: q_sample(X, np.array([1, 2]), S),
+        TypeError,
+        "q_sample: t must be an integer or an int64 tensor, got ndarray",
     ),
     (
         lambda: sample(model, (2, 3), S, spacing="even"),

@@ -282,6 +282,27 @@ def test_gradients_formed_early_are_those_of_the_operator(shape, reduction, dtyp
 
 
 @each_backend
+@pytest.mark.parametrize("with_x0", (False, True), ids=("", "x0"))
+@pytest.mark.parametrize("dtype", (F32, F64, torch.float16), ids=str)
+def test_an_infinite_prediction_is_clipped_where_the_step_uses_x0_alone(backend, with_x0, dtype):
+    x, pred = randn(*SHAPE, dtype=dtype), randn(*SHAPE, dtype=dtype, seed=1)
+    rows = table(dtype=torch.promote_types(dtype, F32))
+    rows[:, 4] = 0.0
+    edge = pred.clone()
+    for at, value in (((0, 0, 0), 1.0), ((1, 2, 4), -1.0), ((3, 1, 1), 1.0)):
+        pred[at], edge[at] = value * math.inf, value * 1e4
+    pred[2, 0, 3] = edge[2, 0, 3] = math.nan
+    name, t = f"sampler_step{'_x0' * with_x0}", torch.tensor([0, 1, 2, 3])
+    for source in ((None, None), (key(1), None)):
+        for threshold in (None, torch.full((BATCH,), 0.5, dtype=rows.dtype)):
+            rest = (rows, t, None, threshold, 1.0, -0.5, 0.5)
+            got = results(backend, name, (x, pred, None, None, *source, *rest))
+            want = results(backend, name, (x, edge, None, None, *source, *rest))
+            assert_same(got, want)
+            assert all(out.isnan().sum() == 1 for out in got)
+
+
+@each_backend
 @each_wide_dtype
 def test_clipping_at_its_bounds(backend, dtype):
     """The derivative is 1 inside and at the bounds, 0 beyond, by the next number already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import partial
 
@@ -114,6 +115,21 @@ def test_vmap_over_steps():
     x, p = tensors(2, F32)
     got = torch.vmap(lambda x, p, t: predict_x0(x, p, t, SCHEDULE))(x, p, TIMES)
     assert same_bits(got, predict_x0(x, p, TIMES, SCHEDULE))
+
+
+def test_steps_out_of_range_are_refused_under_vmap():
+    x, p = tensors(2, F32)
+    flow, late = FlowSchedule(10), torch.full_like(TIMES, 5000)
+    step = torch.vmap(lambda t, prev_t: ddim_step(x[0], p[0], t, SCHEDULE, prev_t=prev_t))
+    assert step(TIMES, TIMES - 1).isfinite().all()
+    for t, prev_t in ((late, TIMES), (TIMES, TIMES), (TIMES, TIMES - 5000)):
+        with pytest.raises(RuntimeError, match=r"ddim_step: expected t in \[0, .* and prev_t in"):
+            step(t, prev_t)
+    noise = torch.vmap(lambda s: q_sample(x[0], s, flow, noise=p[0]))
+    assert noise(torch.tensor([0.1, 1.0])).isfinite().all()
+    for level in (0.0, -1.0, 1.5, math.nan):
+        with pytest.raises(RuntimeError, match=r"q_sample: expected t to be levels in \(0, 1\]"):
+            noise(torch.tensor([0.5, level]))
 
 
 # ---- the loop

@@ -286,6 +286,11 @@ ERRORS = [
         " got 0.5 after 0.5 at index 2",
     ),
     (
+        lambda: NoiseSchedule.from_betas(torch.tensor([0.1j])),
+        TypeError,
+        "from_betas: betas must be real numbers, got torch.complex64",
+    ),
+    (
         lambda: NoiseSchedule.from_diffusers(object()),
         TypeError,
         "from_diffusers: scheduler must have betas, got object",

@@ -335,9 +335,12 @@ struct SamplerStep {
         for (int v = 0; v < S::kNumbers; ++v)
           eps[v] = madd(row.mean_x0, clip(row.x0(x[v], m[v])), eps[v]);
       }
+      // A coefficient of 0 adds nothing: a clipped x0 of an infinite prediction is a bound.
 #pragma unroll
       for (int v = 0; v < S::kNumbers; ++v)
-        x[v] = madd(row.mean_x_t, x[v], madd(row.mean_pred, m[v], eps[v]));
+        eps[v] = row.mean_pred == Acc(0) ? eps[v] : madd(row.mean_pred, m[v], eps[v]);
+#pragma unroll
+      for (int v = 0; v < S::kNumbers; ++v) x[v] = madd(row.mean_x_t, x[v], eps[v]);
       slot.store(kOut, x);
     }
   };

@@ -239,7 +239,9 @@ def _step_reference(
 ) -> tuple[Tensor, Tensor]:
     p, q, mean_x0, mean_x_t, mean_pred, std, lv, lv_values = columns(coefficients, t, x_t)
     x, m = wide(x_t), _guided(pred, uncond, guidance_factor, guidance_scale)
-    x_prev, x0 = mean_x_t * x + mean_pred * m, p * x + q * m
+    # A coefficient of 0 adds nothing: a clipped x0 of an infinite prediction is a bound.
+    x_prev = mean_x_t * x + torch.where(mean_pred == 0.0, 0.0, mean_pred * m)
+    x0 = p * x + q * m
     clips = threshold is not None or (x0_min, x0_max) != _NO_CLIP
     if threshold is not None:
         s = _per_sample(threshold, x_t)

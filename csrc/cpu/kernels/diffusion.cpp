@@ -408,7 +408,10 @@ void sampler_step_of(const SamplerStep& call, int64_t sample, int64_t n, const P
   const Term to_x{x, c(kMeanXt)};
   const Term to_m{m, c(kMeanPred)};
   const Term noise{eps, std};
-  const auto with_noise = [&](const auto& sum) {
+  // A coefficient of 0 adds nothing, whatever its tensor holds: a clipped x0 of an infinite
+  // prediction is a bound.
+  const auto with_terms = [&](const auto& sum) {
+    if (to_m.c == T(0)) return eps ? sum(to_x, noise) : sum(to_x);
     return eps ? sum(to_x, to_m, noise) : sum(to_x, to_m);
   };
   T low = static_cast<T>(call.x0_min), high = static_cast<T>(call.x0_max);
@@ -418,11 +421,11 @@ void sampler_step_of(const SamplerStep& call, int64_t sample, int64_t n, const P
     low = -high;
   }
   if (!x0 && !threshold && !clips(low, high)) {
-    return with_noise([&](auto... terms) { combine(n, out, terms...); });
+    return with_terms([&](auto... terms) { combine(n, out, terms...); });
   }
   const ClippedX0<T, P, M> clipped = {{x, c(kX0Xt)}, {m, c(kX0Pred)}, low, high};
   const auto by_x0 = [&](auto finish) {
-    with_noise([&](auto... terms) { combine_x0(n, out, clipped, finish, c(kMeanX0), terms...); });
+    with_terms([&](auto... terms) { combine_x0(n, out, clipped, finish, c(kMeanX0), terms...); });
   };
   if (!x0 && !threshold) return by_x0([](int64_t, auto v) { return v; });
   // Divided by the threshold after clipping to it.
