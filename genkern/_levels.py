@@ -368,7 +368,7 @@ class Schedule:
         if isinstance(t, Tensor):
             _check_shape(function, "t", t, like)
         values = _values(t) if isinstance(t, Tensor) else [t]
-        if values is None:
+        if isinstance(t, Tensor) and values is None:
             within = (t > 0.0) & (t <= self.highest) & (t < math.inf)
             expected = f"t to be levels in (0, {self.highest:g}]"
             _assert_all(within, f"{function}: expected {expected}")
