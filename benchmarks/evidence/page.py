@@ -336,8 +336,8 @@ def _sanitize(results: Results) -> list[str]:
 def _soak(results: Results) -> list[str]:
     return [
         _picture("soak", "Resident memory over the minutes of training"),
-        f"{results['rounds']} rounds of training in {results['minutes']:g} minutes; memory grows by"
-        f" {results['kB a round']:.0f} kB a round ({soak.ALLOWED_KB_A_ROUND:.0f} allowed).",
+        f"{results['rounds']} rounds of training in {results['minutes']:g} minutes; memory changes"
+        f" by {results['kB a round']:+.0f} kB a round (+{soak.ALLOWED_KB_A_ROUND:.0f} allowed).",
     ]
 
 
