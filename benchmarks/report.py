@@ -150,6 +150,34 @@ def targets(records: Sequence[Record]) -> Table:
     return Table("Floors and goals (the other's time, divided by genkern's)", headings, rows)
 
 
+def one_buffer(records: Sequence[Record], roof: Record) -> Table:
+    """The targets of the roof, with the triad into one buffer for it.
+
+    The roof writes to new tensors, whose pages the system clears; genkern's results reuse memory.
+    """
+    rate = 1e9 * max(roof.get("one buffer", {"": math.inf}).values())
+    normals = {
+        (r["elements"], r["dtype"]): r["times"][r["backend"]]["best"]
+        for r in records
+        if r["problem"] == "normal" and r["threads"] != 1 and r["times"]
+    }
+    rows = []
+    for record in records:
+        for target in record["targets"]:
+            if target["against"] not in ("roof", "limit") or not record["times"]:
+                continue
+            best, against = record["bytes"] / rate, f"triad, {rate / 1e9:.0f} GB/s"
+            drawn = normals.get((record["elements"], record["dtype"]), 0.0) * record["draws"]
+            if target["against"] == "limit" and drawn > best:
+                best, against = drawn, "normal alone"
+            ratio = best / record["times"][record["backend"]]["best"]
+            said = verdict({**target, "ratio": ratio})
+            floors = (f"{target['floor']:g}", f"{target['goal']:g}")
+            rows.append([record["case"], against, f"{ratio:.2f}", *floors, said])
+    headings = ["case", "against", "ratio", "floor", "goal", "verdict"]
+    return Table("Against memory that is used again", headings, rows)
+
+
 def _geometric_mean(values: Iterable[float]) -> float:
     logs = [math.log(v) for v in values]
     return math.exp(sum(logs) / len(logs))

@@ -103,6 +103,7 @@ def _speed(results: Results) -> list[str]:
         _picture("speed", "Speed over eager PyTorch, torch.compile and diffusers, by case"),
         _rows(missed, "No floor is missed."),
         _rows(_losses(records), "In no case is another faster."),
+        report.one_buffer(records, results["roof"]).markdown(),
         "All cases, and why the floors are missed: [Benchmarks](benchmarks.md).",
     ]
 

@@ -32,7 +32,12 @@ def profile(results: Results) -> list[Table]:
 
 
 def _speed(results: Results) -> list[Table]:
-    return [report.speed(results["records"]), report.targets(results["records"])]
+    records = results["records"]
+    return [
+        report.speed(records),
+        report.targets(records),
+        report.one_buffer(records, results["roof"]),
+    ]
 
 
 # The pages that show a part's tables.
