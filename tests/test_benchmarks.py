@@ -272,6 +272,23 @@ def test_verdicts_and_summary() -> None:
     )
 
 
+def test_memory_that_is_used_again_is_the_roof_of_a_table() -> None:
+    facts = {"elements": 8, "dtype": "float32", "threads": 2}
+    normal = _record("normal", 2.0) | facts | {"problem": "normal", "targets": []}
+    single = _record("normal, 1 thread", 9.0) | facts | {"problem": "normal", "threads": 1}
+    rows = []
+    for against, draws, nbytes in (("roof", 0, 6e9), ("limit", 1, 6e9), ("limit", 2, 1e9)):
+        target = {"against": against, "floor": 0.85, "goal": 0.95, "ratio": 4.0}
+        record = _record("x", 4.0) | facts | {"problem": "x", "draws": draws, "bytes": nbytes}
+        rows.append(record | {"targets": [target]})
+    roof = {"one buffer": {"triad": 1.5, "triad, non-temporal": 2.0}}
+    found = report.one_buffer([normal, single | {"targets": []}, *rows], roof).rows
+    # 3 s of memory; of memory and of noise that takes 2 s; of noise that takes 4 s.
+    assert [row[1] for row in found] == ["triad, 2 GB/s", "triad, 2 GB/s", "normal alone"]
+    assert [row[2] for row in found] == ["0.75", "0.75", "1.00"]
+    assert [row[-1] for row in found] == ["missed", "missed", "goal met"]
+
+
 def test_diffusers_has_columns_where_it_was_timed() -> None:
     assert not any("diffusers" in name for name in report.speed([_record("a", 1e-3)]).headings)
     record = _record("a", 1e-3, diffusers=2.0)
