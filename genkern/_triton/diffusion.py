@@ -428,10 +428,10 @@ def sampler_step_kernel(
     first = coefficients(table, t, row, form)
     x = load(x_t, row, start, mask, form, T, VECTOR)
     m = guided(pred, uncond, guidance_factor, guidance_scale, row, start, mask, form, T, VECTOR)
-    total = mul(x, coefficient(first, table, 3))
     of_m = coefficient(first, table, 4)
     # A coefficient of 0 adds nothing: a clipped x0 of an infinite prediction is a bound.
-    total = tl.where(of_m == 0.0, total, fma(m, of_m, total))
+    added = tl.where(of_m == 0.0, 0.0, m)
+    total = fma(added, of_m, mul(x, coefficient(first, table, 3)))
     mean_x0 = coefficient(first, table, 2)
     if x0_out is not None:
         x0 = x0_of(x, m, first, table)
