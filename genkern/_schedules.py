@@ -106,15 +106,7 @@ class NoiseSchedule(Schedule):
     ) -> NoiseSchedule:
         """Square roots of the betas equally spaced, as in latent diffusion models.
 
-        Args:
-            T: Number of steps.
-            beta_start: The first beta.
-            beta_end: The last one.
-            table_dtype: Of the tables: float64, or float32 for diffusers' to the bit.
-
-        Raises:
-            TypeError: If an argument is of the wrong type.
-            ValueError: If T is below 1, or a beta outside (0, 1].
+        Arguments and errors are those of `linear`.
         """
         _check_arguments("scaled_linear", T, table_dtype)
         expected = "at least 0 and finite"

@@ -20,7 +20,7 @@ Results = dict[str, Any]
 _TABLE = re.compile(r"^\*\*(?P<title>[^*\n]+)\*\*\n\n(?P<table>(?:\|.*\n)+)", re.M)
 
 
-def profile(results: Results) -> list[Table]:
+def _profile(results: Results) -> list[Table]:
     """The tables of the profile's parts."""
     measured = {n: p["found"] for n, p in results.items() if n in PROFILED}
     return [
@@ -43,7 +43,7 @@ def _speed(results: Results) -> list[Table]:
 # The pages that show a part's tables.
 _PAGES = {
     "speed": (_speed, ("docs/benchmarks.md", "README.md")),
-    "profile": (profile, ("docs/profile.md",)),
+    "profile": (_profile, ("docs/profile.md",)),
     "cuda_on_host": (cuda_on_host.tables, ("docs/cuda_on_host.md",)),
     "numerics": (numerics.tables, ("docs/numerics.md",)),
     "randomness": (randomness.tables, ("docs/randomness.md",)),
