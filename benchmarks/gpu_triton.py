@@ -86,6 +86,8 @@ LOOPS = ("count_digits_kernel",)
 SEVERAL = (
     "noise_loss_kernel", "sampler_step_backward_kernel", "vlb_kernel", "vlb_backward_kernel",
 )  # fmt: skip
+# Whose branches leave out the terms of a sample with a coefficient of 0: none is left out here.
+TERMS = ("sampler_step_kernel",)
 # What runs after the kernel that reads the tensors: a few numbers.
 SECOND = ("sum_rows_kernel", "guidance_factor_kernel", "select_digit_kernel", "solve_kernel")
 _ARITHMETIC = r"\b(?:fma|mul|add|sub|div|sqrt|rsqrt|rcp|ex2|lg2|sin|cos)\.[\w.]*f(?:32|64)(?:x2)?\b"
@@ -238,7 +240,8 @@ def _describe_nvidia(kernel: Any, first: bool) -> dict[str, Any]:
         instructions, once = code.loop(f"{sass.WIDE}|MUFU" + "|ATOMS" * first)
     else:
         # All tensors, all mathematics and the end of a sum, and what is least of the rest.
-        instructions, once = code.way(sass.WIDE, "MUFU|SHFL"), 0
+        terms = [r"\bF(FMA|MUL)"] if kernel.name in TERMS else []
+        instructions, once = code.way(sass.WIDE, "MUFU|SHFL", *terms), 0
     pipes: dict[str, float] = dict(Counter(map(sass.pipe, instructions)))
     if kernel.name in SEVERAL:
         turn, once = code.loop()

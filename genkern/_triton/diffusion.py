@@ -418,6 +418,18 @@ def learned_deviation(values, slope, intercept, HALF: tl.constexpr):
 
 
 @triton.jit
+def add_term(total, x, of_x):
+    """total + of_x x. A coefficient of 0 adds nothing, whatever x is."""
+    if of_x.shape[0] == 1:
+        # One branch for a sample's tile, where a choice would be an instruction an element.
+        if tl.max((of_x != 0.0).to(tl.int32)) > 0:
+            total = fma(x, of_x, total)
+        return total
+    else:
+        return tl.where(of_x == 0.0, total, fma(x, of_x, total))
+
+
+@triton.jit
 def sampler_step_kernel(
     x_t, pred, var_values, uncond, given, stream, guidance_factor, threshold, out, x0_out,
     table, t, form, guidance_scale: tl.float64, x0_min: tl.float64, x0_max: tl.float64,
@@ -429,9 +441,9 @@ def sampler_step_kernel(
     x = load(x_t, row, start, mask, form, T, VECTOR)
     m = guided(pred, uncond, guidance_factor, guidance_scale, row, start, mask, form, T, VECTOR)
     of_m = coefficient(first, table, 4)
-    # A coefficient of 0 adds nothing: a clipped x0 of an infinite prediction is a bound.
-    added = tl.where(of_m == 0.0, 0.0, m)
-    total = fma(added, of_m, mul(x, coefficient(first, table, 3)))
+    total = mul(x, coefficient(first, table, 3))
+    # A clipped x0 of an infinite prediction is a bound.
+    total = add_term(total, m, of_m)
     mean_x0 = coefficient(first, table, 2)
     if x0_out is not None:
         x0 = x0_of(x, m, first, table)
@@ -463,8 +475,7 @@ def sampler_step_kernel(
                 values = load(var_values, row, start, mask, form, T, VECTOR)
                 slope, intercept = learned_exponent(first, table, HALF)
                 eps = mul(eps, learned_deviation(values, slope, intercept, HALF))
-            # A coefficient of 0 adds no noise, whatever it and its deviation are.
-            total = tl.where(noise == 0.0, total, fma(eps, noise, total))
+            total = add_term(total, eps, noise)
     store(out, total, row, start, mask, form, VECTOR)
 
 
