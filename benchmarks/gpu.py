@@ -79,7 +79,7 @@ def missing(device: str) -> list[str]:
 # ---- tests
 
 
-def _outcome(case: ElementTree.Element) -> tuple[str, str]:
+def outcome_of(case: ElementTree.Element) -> tuple[str, str]:
     for tag, outcome in (("failure", _FAILED), ("error", _FAILED), ("skipped", _SKIPPED)):
         child = case.find(tag)
         if child is not None:
@@ -108,7 +108,7 @@ def read(path: Path, names: Sequence[str] = BACKENDS) -> list[Group]:
         file = case.get("classname", "").rsplit(".", 1)[-1].removeprefix("test_gpu_")
         backend = next((b for b in names if re.search(rf"[\[-]{b}[\]-]", name)), "-")
         group = found.setdefault((file, backend), _new_group(file, backend))
-        outcome, message = _outcome(case)
+        outcome, message = outcome_of(case)
         group[outcome] += 1
         group["seconds"] += float(case.get("time", 0.0))
         if outcome == _FAILED:

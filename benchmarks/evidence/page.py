@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu, gpu_static, report, soak
+from benchmarks import gpu, gpu_static, load, report, soak
 from benchmarks.evidence.parts import PARTS, ROOT, Part
 from benchmarks.evidence.pictures import PICTURES
 from benchmarks.gpu_model import GPUS
 from benchmarks.numerics import __main__ as numerics
-from benchmarks.report import Table
+from benchmarks.report import Table, nbytes
 
 Results = dict[str, Any]
 
@@ -334,6 +334,14 @@ def _sanitize(results: Results) -> list[str]:
     ]
 
 
+def _load(results: Results) -> list[str]:
+    return [
+        *(table.markdown() for table in load.tables(results)),
+        f"The largest process had {nbytes(results['peak bytes'])} of memory.",
+        "What each tries: [Robustness](robustness.md#load).",
+    ]
+
+
 def _soak(results: Results) -> list[str]:
     return [
         _picture("soak", "Resident memory over the minutes of training"),
@@ -352,6 +360,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Results], list[str]]]] = {
     "randomness": ("Randomness", _randomness),
     "fuzz": ("Random and hostile calls", _fuzz),
     "sanitize": ("Sanitizers", _sanitize),
+    "load": ("Scale and load", _load),
     "soak": ("Memory", _soak),
 }
 

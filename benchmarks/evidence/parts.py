@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import cuda_on_host, sanitize
+from benchmarks import cuda_on_host, load, sanitize
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "evidence"
@@ -75,10 +75,12 @@ PARTS = (
     Part("cuda_on_host", "the CUDA kernels executed on the CPU, with checks", 25,
          lacks=cuda_on_host.missing),
     Part("numerics", "errors beside eager PyTorch's, equality of bits", 15),
-    Part("randomness", "batteries, moments, tails and independence of the noise", 12),
+    Part("randomness", "batteries, moments, tails and independence of the noise", 18),
     Part("sanitize", "tests and fuzzing under ASan, UBSan and TSan", 33,
          quick=("--only", "baseline", "address"),
          lacks=_sanitizers),
     Part("fuzz", "random and hostile calls", 12, one_thread=True),
+    Part("load", "many threads, processes, interrupts; more than 2^31 and 2^32 elements", 5,
+         lacks=load.missing),
     Part("soak", "training for an hour: memory", 60, ("--minutes", "60"), ("--minutes", "1")),
 )  # fmt: skip

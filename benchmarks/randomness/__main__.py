@@ -60,7 +60,7 @@ def measure(quick: bool, scale: int) -> dict[str, Any]:
         "law_moments": normals.law_moments(),
         "normals": {
             "float32": normals.statistics(key, draws, torch.float32),
-            "float64": normals.statistics(key, draws // 10, torch.float64),
+            "float64": normals.statistics(key, draws, torch.float64),
         },
         "lanes": independence.lanes(key, 1 << (20 if quick else 23)),
         "keys": independence.families(key, keys, each),
