@@ -62,6 +62,12 @@ def test_a_table_is_renewed_whole_or_keeps_its_excerpt():
     assert tables.renewed(old.format("time | ", "5 | "), [new]) == new.markdown() + "\n\nEnd.\n"
     excerpt = tables.renewed(old.format("", ""), [new])
     assert "| a | 2 |" in excerpt and "| b |" not in excerpt and "time" not in excerpt
+    # A number in a word is not one that was measured.
+    types = [replace(new, title=f"1e+09 float{bits} normals") for bits in (32, 64)]
+    renewed = tables.renewed(
+        old.format("", "").replace("Times at 2 GHz", "1e+08 float64 normals"), types
+    )
+    assert renewed.startswith("**1e+09 float64 normals**")
     other = replace(new, title="Sizes")
     assert tables.renewed(old.format("", ""), [other]) == old.format("", "")
 

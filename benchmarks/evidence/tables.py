@@ -50,11 +50,15 @@ _PAGES = {
 }
 
 
+def _masked(title: str) -> str:
+    """A title without its numbers; those of words, as in float64, stay."""
+    return re.sub(r"(?<![a-zA-Z])[\d.]+", "#", title)
+
+
 def _titled(title: str, tables: Sequence[Table]) -> Table | None:
     """The table of this title, or the only one that differs in measured numbers alone."""
-    masked = [re.sub(r"[\d.]+", "#", table.title) for table in tables]
     exact = [table for table in tables if table.title == title]
-    like = [t for t, m in zip(tables, masked, strict=True) if m == re.sub(r"[\d.]+", "#", title)]
+    like = [table for table in tables if _masked(table.title) == _masked(title)]
     found = exact or like
     return found[0] if len(found) == 1 else None
 
