@@ -56,7 +56,8 @@ def run(arguments: tuple[str, ...]) -> list[Record]:
     records = []
     for case in cases:
         outcome, said = outcome_of(case)
-        test = re.sub(r"_|\[(.*)\]", lambda m: f", {m[1]}" if m[1] else " ", case.attrib["name"])
+        test = re.sub(r"(?<=_)2_(?=3)", "2^", case.attrib["name"])
+        test = re.sub(r"_|\[(.*)\]", lambda m: f", {m[1]}" if m[1] else " ", test)
         took = float(case.attrib["time"])
         records.append(
             {"test": test.removeprefix("test "), "outcome": outcome, "said": said, "seconds": took}

@@ -15,14 +15,14 @@ def test_each_test_has_a_record(tmp_path):
         "import pytest\n"
         "@pytest.mark.parametrize('start', ['fork_a'])\n"
         "def test_it_goes_well(start): pass\n"
-        "def test_it_fails(): assert False, 'why'\n"
+        "def test_it_fails_at_2_31(): assert False, 'why'\n"
         "@pytest.mark.skip(reason='no reason')\n"
         "def test_it_is_left_out(): pass\n"
     )
     records = load.run((str(file),))
     assert [(r["test"], r["outcome"]) for r in records] == [
         ("it goes well, fork_a", "passed"),
-        ("it fails", "failed"),
+        ("it fails at 2^31", "failed"),
         ("it is left out", "skipped"),
     ]
     assert "why" in records[1]["said"] and records[2]["said"] == "no reason"
