@@ -56,6 +56,7 @@ def run(arguments: tuple[str, ...]) -> list[Record]:
     records = []
     for case in cases:
         outcome, said = outcome_of(case)
+        # What a name cannot hold: 2^31, and the values that pytest puts in brackets.
         test = re.sub(r"(?<=_)2_(?=3)", "2^", case.attrib["name"])
         test = re.sub(r"_|\[(.*)\]", lambda m: f", {m[1]}" if m[1] else " ", test)
         took = float(case.attrib["time"])
