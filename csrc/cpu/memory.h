@@ -10,10 +10,8 @@
 
 namespace genkern {
 
-// Less than this comes from the C library, since giving memory back to the system (MADV_FREE) takes
-// a tenth of an operator's time at 2 MB. What glibc maps it keeps only up to twice its largest
-// block: three results of a call that are freed together are cleared anew.
-constexpr int64_t kLargeBytes = int64_t{4} << 20;
+// Less than this comes from the C library, which has memory to reuse.
+constexpr int64_t kLargeBytes = int64_t{8} << 20;
 
 // Null where there is no such memory. Aligned to pages of 2 MB, and in such pages where the system
 // leaves the choice to programs.
