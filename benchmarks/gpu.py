@@ -80,6 +80,7 @@ def missing(device: str) -> list[str]:
 
 
 def outcome_of(case: ElementTree.Element) -> tuple[str, str]:
+    """How a case of a JUnit file ended, and what it said."""
     for tag, outcome in (("failure", _FAILED), ("error", _FAILED), ("skipped", _SKIPPED)):
         child = case.find(tag)
         if child is not None:
